@@ -1,0 +1,197 @@
+"""Wire types of the OCI image specification v1.1, digests and chain ids.
+
+Bytes and meaning stay side by side in a `Document`: a digest is always over the bytes received, never over
+re-encoded JSON. Decoders are built at import: msgspec crashes when two threads use a new type at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from sandbox.errors import InvalidImage
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
+LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class Digest(str):
+    """`sha256:<64 hex>`; made by `Digest.of` and `Digest.parse` only."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, data: bytes) -> Digest:
+        """The digest of these bytes."""
+        return cls("sha256:" + hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def parse(cls, text: str) -> Digest:
+        """Check and take a digest from outside; raises InvalidImage."""
+        if not _DIGEST.fullmatch(text):
+            raise InvalidImage(f"digest {text!r}: not of the form sha256:<64 hex digits>")
+        return cls(text)
+
+    @property
+    def hex(self) -> str:
+        """The 64 hex digits."""
+        return self[7:]
+
+    @property
+    def short(self) -> str:
+        """The first 12 hex digits, as docker prints ids."""
+        return self[7:19]
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[Digest]:
+    """The chain id of each prefix of a layer stack (image-spec config.md, "Layer ChainID")."""
+    chain: list[Digest] = []
+    for diff_id in diff_ids:
+        chain.append(Digest.of(f"{chain[-1]} {diff_id}".encode()) if chain else Digest.parse(diff_id))
+    return chain
+
+
+class Platform(msgspec.Struct, omit_defaults=True):
+    """image-spec descriptor.md / image-index.md `platform`."""
+
+    architecture: str
+    os: str
+    os_version: str | None = msgspec.field(default=None, name="os.version")
+    os_features: list[str] | None = msgspec.field(default=None, name="os.features")
+    variant: str | None = None
+
+
+class Descriptor(msgspec.Struct, rename="camel", omit_defaults=True):
+    """image-spec descriptor.md: what a blob is, its digest and its size in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] | None = None
+    platform: Platform | None = None
+
+
+class Manifest(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
+    """image-spec manifest.md."""
+
+    schema_version: int
+    media_type: str | None = None
+    config: Descriptor
+    layers: list[Descriptor]
+    annotations: dict[str, str] | None = None
+
+
+class Index(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
+    """image-spec image-index.md."""
+
+    schema_version: int
+    media_type: str | None = None
+    manifests: list[Descriptor]
+    annotations: dict[str, str] | None = None
+
+
+class Healthcheck(msgspec.Struct, rename="pascal", omit_defaults=True):
+    """docker's image config extension; durations in nanoseconds. Test[0] is NONE, CMD or CMD-SHELL."""
+
+    test: list[str] | None = None
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    start_interval: int = 0
+    retries: int = 0
+
+
+class RunConfig(msgspec.Struct, omit_defaults=True):
+    """image-spec config.md `config`: what a container of the image runs by default. None means not set."""
+
+    user: str = msgspec.field(default="", name="User")
+    exposed_ports: dict[str, dict[str, str]] | None = msgspec.field(default=None, name="ExposedPorts")
+    env: list[str] | None = msgspec.field(default=None, name="Env")
+    entrypoint: list[str] | None = msgspec.field(default=None, name="Entrypoint")
+    cmd: list[str] | None = msgspec.field(default=None, name="Cmd")
+    volumes: dict[str, dict[str, str]] | None = msgspec.field(default=None, name="Volumes")
+    working_dir: str = msgspec.field(default="", name="WorkingDir")
+    labels: dict[str, str] | None = msgspec.field(default=None, name="Labels")
+    stop_signal: str = msgspec.field(default="", name="StopSignal")
+    healthcheck: Healthcheck | None = msgspec.field(default=None, name="Healthcheck")
+    shell: list[str] | None = msgspec.field(default=None, name="Shell")
+    on_build: list[str] | None = msgspec.field(default=None, name="OnBuild")
+    args_escaped: bool = msgspec.field(default=False, name="ArgsEscaped")
+
+
+class RootFS(msgspec.Struct):
+    """image-spec config.md `rootfs`."""
+
+    type: str
+    diff_ids: list[str]
+
+
+class History(msgspec.Struct, omit_defaults=True):
+    """image-spec config.md `history`: one entry an instruction; `empty_layer` when it made no layer."""
+
+    created: str | None = None
+    created_by: str = ""
+    author: str = ""
+    comment: str = ""
+    empty_layer: bool = False
+
+
+class ImageConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """image-spec config.md. Its digest is the image id."""
+
+    created: str | None = None
+    author: str | None = None
+    architecture: str
+    os: str
+    variant: str | None = None
+    config: RunConfig = msgspec.field(default_factory=RunConfig)
+    rootfs: RootFS
+    history: list[History] = msgspec.field(default_factory=list)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Document(Generic[T]):
+    """A JSON document of a specification: the bytes as received or first written, their meaning, their digest."""
+
+    raw: bytes
+    value: T
+    digest: Digest
+
+
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    t: msgspec.json.Decoder(t) for t in (Manifest, Index, ImageConfig)
+}
+_ENCODER = msgspec.json.Encoder()
+# A first use in one thread: see the module's docstring.
+_ENCODER.encode(ImageConfig(architecture="", os="", rootfs=RootFS("layers", []), config=RunConfig(healthcheck=Healthcheck()), history=[History()]))
+_ENCODER.encode(Index(schema_version=2, manifests=[Descriptor("", "", 0, platform=Platform("", ""))]))
+_ENCODER.encode(Manifest(schema_version=2, config=Descriptor("", "", 0), layers=[]))
+
+
+def decode(kind: type[T], raw: bytes) -> Document[T]:
+    """Parse and check a document; raises InvalidImage that says which field is wrong."""
+    try:
+        value: T = _DECODERS[kind].decode(raw)
+    except msgspec.DecodeError as err:
+        raise InvalidImage(f"{kind.__name__.lower()}: {err}") from err
+    return Document(raw, value, Digest.of(raw))
+
+
+def encode(value: T) -> Document[T]:
+    """Write a document for the first time."""
+    raw = _ENCODER.encode(value)
+    return Document(raw, value, Digest.of(raw))
