@@ -1,0 +1,1 @@
+"""Dockerfile text → instructions → layers and an image in the store."""

@@ -1,0 +1,92 @@
+"""What a build tells while it runs: typed events, one consumer per face (terminal, plain, notebook)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BuildStarted:
+    """The plan is made: `total` steps in `stages` (only what the target needs, in the order they are built)."""
+
+    total: int
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StepStarted:
+    """Step `index` of `total` (counted from 1 over all needed stages; FROM is a step) begins."""
+
+    index: int
+    total: int
+    stage: str
+    """The stage's name, or its number as text when it has none."""
+    text: str
+    """The instruction on one line, as in the Dockerfile."""
+    line: int
+    """The first line of the instruction in the Dockerfile."""
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Bytes a RUN step printed, as they came (no line buffering)."""
+
+    index: int
+    total: int
+    stage: str
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Step `index` is complete. `cached`: its result was remembered; `bytes`: size of the layer it made (0: none);
+    `layer`: the chain id of the root file system after it (None: still empty)."""
+
+    index: int
+    total: int
+    stage: str
+    text: str
+    line: int
+    cached: bool
+    seconds: float
+    bytes: int
+    layer: str | None
+
+
+@dataclass(frozen=True)
+class StepError:
+    """Step `index` failed or was interrupted; the exception follows. `message` is its first line."""
+
+    index: int
+    total: int
+    stage: str
+    text: str
+    line: int
+    seconds: float
+    message: str
+
+
+@dataclass(frozen=True)
+class BuildWarning:
+    """Something the author should look at; the build goes on. `line` is 0 when it is about no line."""
+
+    message: str
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class BuildDone:
+    """The image is in the store under `tags` (canonical form). `id` is the image id (`sha256:…`)."""
+
+    id: str
+    tags: tuple[str, ...]
+    seconds: float
+    total: int
+    cached: int
+
+
+BuildEvent = BuildStarted | StepStarted | StepOutput | StepDone | StepError | BuildWarning | BuildDone
+OnEvent = Callable[[BuildEvent], None]
