@@ -1,0 +1,127 @@
+"""How an error looks in a cell: a few lines of its own instead of a Python traceback, in cell line numbers."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+from magics.display import plain_lines, seconds_text
+from magics.languages import ImageFacts, Invocation
+from sandbox.build.source import Span
+from sandbox.errors import BuildError, CellFailed, ContainerError, DockerfileError, SandboxError, StepFailed
+from sandbox.runtime.spec import Completed
+
+_KIND_COLUMN = 68
+_LAST_LINES = 10
+_NUMBERED = re.compile(r"([> ]) +(\d+) \|(.*)")
+_BLANK_NUMBER = re.compile(r"  +\|(.*)")
+_SHELLS = ("bash", "sh", "python3", "python", "node", "perl", "ruby")
+
+
+def failure_of(completed: Completed, invocation: Invocation, *, where: str, facts: ImageFacts) -> CellFailed:
+    """The error a completed cell stands for. Its message is free of ids and durations, since nbval compares it."""
+    kind = _kind(completed)
+    if kind == "exec":
+        return CellFailed(
+            f"{invocation.program}: {'not found' if completed.exit_code == 127 else 'cannot be executed'} in {where}",
+            kind=kind,
+            exit_code=completed.exit_code,
+            usage=completed.usage,
+            hint=_other_program(invocation, facts),
+        )
+    message = completed.reason or _message(completed, invocation)
+    return CellFailed(message, kind=kind, exit_code=completed.exit_code, usage=completed.usage)
+
+
+def _kind(completed: Completed) -> str:
+    if completed.why != "exited":
+        return completed.why
+    return "exec" if completed.exit_code in (126, 127) and completed.reason else "exit"
+
+
+def _message(completed: Completed, invocation: Invocation) -> str:
+    if completed.signal:
+        return f"killed by {signal.Signals(completed.signal).name} (exit code {completed.exit_code})"
+    return f"{invocation.program or 'program'}: exit code {completed.exit_code}"
+
+
+def _other_program(invocation: Invocation, facts: ImageFacts) -> str | None:
+    """What the image has instead."""
+    tried = invocation.program.rsplit("/", 1)[-1]
+    found = [name for name in _SHELLS if name != tried and facts.find(name)]
+    return f"this image has {', '.join(found[:3])}; use --shell {found[0]}" if found else None
+
+
+class CellText:
+    """The cell an error is about: turns lines of the composed Dockerfile into lines of the cell (the magic line is 1)."""
+
+    def __init__(self, body: str, *, first_line: int = 2, inherited: int = 0) -> None:
+        self.lines = first_line - 1 + len(body.splitlines())
+        self._shift = first_line - 1 - inherited
+        self._inherited = inherited
+
+    def line(self, number: int) -> int | None:
+        """The cell's line; None when the Dockerfile's line belongs to an earlier cell."""
+        return number + self._shift if number > self._inherited else None
+
+    def where(self, span: object) -> str:
+        """`cell line 3 of 6`, or that it is an earlier cell's."""
+        if not isinstance(span, Span):
+            return "cell"
+        line = self.line(span.first)
+        return "in an earlier cell" if line is None else f"cell line {line} of {self.lines}"
+
+    def excerpt(self, text: str) -> list[str]:
+        """The engine's excerpt with the cell's line numbers; lines of earlier cells left out."""
+        lines, shown = [], False
+        for line in text.splitlines():
+            if match := _NUMBERED.fullmatch(line):
+                number = self.line(int(match[2]))
+                shown = number is not None
+                line = f"{match[1]} {number or 0:>3} |{match[3]}"
+            elif match := _BLANK_NUMBER.fullmatch(line):
+                line = f"  {'':>3} |{match[1]}"
+            if shown:
+                lines.append("  " + line)
+        return lines
+
+
+def in_cell(error: DockerfileError, cell: CellText) -> DockerfileError:
+    """The same error in cell line numbers."""
+    message = re.sub(r"^\S+ line \d+: ", "", str(error))
+    return DockerfileError(message, span=error.span, excerpt="\n".join([f"  {cell.where(error.span)}", *cell.excerpt(error.excerpt)]), hint=error.hint)
+
+
+def step_lines(error: StepFailed, cell: CellText, *, index: int, total: int, stage: str, seconds: float) -> list[str]:
+    """A failed build step: which line of the cell, what stands around it, the last it printed."""
+    place = f"  {cell.where(error.span)} | step {index}/{total} | stage {stage} | after {seconds_text(seconds)}"
+    output = [line for line in plain_lines(error.output) if line.strip()][-_LAST_LINES:]
+    last = ["  last output:", *(f"    {line}" for line in output)] if output else []
+    return [f"BuildError: {error}", place, *cell.excerpt(error.excerpt), *last, *_hint(error)]
+
+
+def error_lines(error: SandboxError) -> list[str]:
+    """Any of our errors, as few lines as it needs."""
+    if isinstance(error, CellFailed):
+        hint = f"   hint: {error.hint}" if error.hint else ""
+        return [f"{f'ContainerError: {error}':<{_KIND_COLUMN}}[{error.kind}]{hint}"]
+    excerpt = error.excerpt.splitlines() if isinstance(error, DockerfileError | StepFailed) else []
+    return [f"{_family(error)}: {error}", *excerpt, *_hint(error)]
+
+
+def _hint(error: SandboxError) -> list[str]:
+    return [f"  hint: {error.hint}"] if error.hint else []
+
+
+def _family(error: SandboxError) -> str:
+    """The name to catch it by."""
+    if type(error) in (StepFailed,):
+        return BuildError.__name__
+    return ContainerError.__name__ if isinstance(error, CellFailed) else type(error).__name__
+
+
+def show_as(error: SandboxError, lines: list[str]) -> SandboxError:
+    """Make IPython show exactly these lines for the error, instead of a traceback."""
+    # A method IPython asks any exception for; the engine's classes know nothing of IPython, so the instance gets it here.
+    error._render_traceback_ = lambda *_: lines  # type: ignore[attr-defined]
+    return error
