@@ -1,0 +1,389 @@
+"""Run containers: `Runtime` starts them and enters them, `Running` is one that its caller is attached to."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Literal, Self  # Any: plans and reports are JSON
+
+from sandbox.errors import SetupFailed, Unsupported
+from sandbox.runtime import cgroups
+from sandbox.runtime.init import files, link
+from sandbox.runtime.plan import Handling, Site, make_plan, process_plan
+from sandbox.runtime.spawner import Spawner
+from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Process, Usage, Why
+
+Stream = Literal["stdout", "stderr"]
+OnOutput = Callable[[Stream, bytes], None]
+
+_CHUNK = 65536
+_MIB = 1 << 20
+_FIRST_RANGE, _RANGES = 16, 32768
+"""Id ranges start at 16 × 65536 (above what distributions hand out to users) and end below 2³¹."""
+_ESCALATION = ((signal.SIGINT, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0))
+"""What an interrupt sends, and how many seconds it waits before the next."""
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What a program's 0, 1 and 2 are connected to. None: /dev/null for stdin, a pipe that is read for the others."""
+
+    stdin: int | bytes | IO[bytes] | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+
+
+class Runtime:
+    """Starts containers whose files are below `root`. Thread-safe."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._spawner = Spawner()
+
+    def close(self) -> None:
+        """End the helper process; detached containers live on."""
+        self._spawner.close()
+
+    def warm(self) -> None:
+        """Start the helper process now."""
+        self._spawner.warm()
+
+    def run(
+        self, spec: ContainerSpec, *, stdin: bytes | IO[bytes] | None = None, on_output: OnOutput | None = None
+    ) -> Completed:
+        """Run `spec` to its end without keeping anything of it; output goes to `on_output`, else into the result.
+
+        Raises SetupFailed when the container could not be set up. A KeyboardInterrupt ends the container first.
+        """
+        with self.start(spec, Handling(), Streams(stdin=stdin)) as running:
+            return running.wait(on_output)
+
+    def start(self, spec: ContainerSpec, handling: Handling, streams: Streams = Streams()) -> Running:
+        """Start `spec`; raises SetupFailed or Unsupported. With `handling.detach` the result only knows the pid."""
+        record = self.record(spec.id)
+        record.mkdir(parents=True, exist_ok=True)
+        plan = make_plan(spec, self._site(spec, record), handling)
+        return self._spawn("run", plan, streams, spec.limits, spec.timeout)
+
+    def exec(self, container: ContainerSpec, pid: int, process: Process, streams: Streams = Streams(), *, handling: Handling = Handling()) -> Running:
+        """Start one more program in the running container whose init is `pid`."""
+        state = files.read_json(str(self.record(container.id) / "state.json")) or {}
+        plan = {
+            "pid": pid,
+            "namespaces": state.get("namespaces", []),
+            "joins": state.get("joins", []),
+            "process": process_plan(process, container),
+            "detach": handling.detach,
+            "interactive": handling.interactive,
+            "log": None,
+            "timeout": None,
+            "cgroup": None,
+        }
+        return self._spawn("exec", plan, streams, Limits(), None)
+
+    def record(self, container_id: str) -> Path:
+        """The directory of a container."""
+        return self.root / "containers" / container_id
+
+    def cgroup_plan(self, spec: ContainerSpec) -> tuple[cgroups.Plan, bool]:
+        """The container's groups, and whether the host has only v2; raises Unsupported for a limit that cannot be enforced."""
+        layout = cgroups.discover()
+        plan = layout.plan(cgroup_name(self.root, spec.id), spec.limits, allow_unenforced=spec.allow_unenforced)
+        return plan, all(h.version == 2 for h in layout.hierarchies)
+
+    def _site(self, spec: ContainerSpec, record: Path) -> Site:
+        group, v2_only = self.cgroup_plan(spec)
+        return Site(
+            store=str(self.root),
+            record=str(record),
+            privileged=os.geteuid() == 0,
+            id_base=id_base(spec.id),
+            uid=os.geteuid(),
+            gid=os.getegid(),
+            resolv_conf=_read_text("/etc/resolv.conf"),
+            cgroup=asdict(group) if group.groups else None,
+            cgroup2_only=v2_only,
+        )
+
+    def _spawn(self, job: str, plan: Mapping[str, Any], streams: Streams, limits: Limits, timeout: float | None) -> Running:
+        with ExitStack() as opened:
+            wiring = _Wiring(streams, opened)
+            client = opened.enter_context(self._spawner.spawn(job, plan, wiring.theirs))
+            wiring.close_theirs()
+            running = Running(client, wiring, limits, timeout)
+            running._wait_started()
+            opened.pop_all()
+        return running
+
+
+class _Wiring:
+    """Pipes between the caller and the program."""
+
+    def __init__(self, streams: Streams, opened: ExitStack) -> None:
+        self.theirs: list[int] = []
+        self._close: list[int] = []
+        self.feed: bytes | None = None
+        self.stdin = -1
+        self.outputs: dict[int, Stream] = {}
+        opened.callback(self.close)
+        self._wire_stdin(streams.stdin)
+        self._wire_output("stdout", streams.stdout)
+        self._wire_output("stderr", streams.stderr)
+
+    def _wire_stdin(self, stdin: int | bytes | IO[bytes] | None) -> None:
+        if isinstance(stdin, int):
+            self.theirs.append(stdin)
+        elif stdin is None:
+            self.theirs.append(self._keep(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)))
+        elif isinstance(stdin, bytes):
+            read_end, self.stdin = os.pipe()
+            os.set_blocking(self.stdin, False)
+            self.theirs.append(self._keep(read_end))
+            self.feed = stdin
+        else:
+            self.theirs.append(stdin.fileno())
+
+    def _wire_output(self, name: Stream, fd: int | None) -> None:
+        if fd is not None:
+            self.theirs.append(fd)
+            return
+        read_end, write_end = os.pipe()
+        self.outputs[read_end] = name
+        self.theirs.append(self._keep(write_end))
+
+    def _keep(self, fd: int) -> int:
+        self._close.append(fd)
+        return fd
+
+    def close_theirs(self) -> None:
+        """The program has its ends now; ours of them would keep the pipes open for ever."""
+        while self._close:
+            os.close(self._close.pop())
+
+    def write_stdin(self) -> None:
+        """One piece of stdin; closes it after the last, or when the program stopped reading."""
+        assert self.feed is not None
+        try:
+            written = os.write(self.stdin, self.feed[:_CHUNK])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            written = len(self.feed)
+        self.feed = self.feed[written:]
+        if not self.feed:
+            self.close_stdin()
+
+    def close_stdin(self) -> None:
+        """No more input."""
+        os.close(self.stdin)
+        self.stdin = -1
+
+    def close(self) -> None:
+        """Close every end of ours."""
+        self.close_theirs()
+        if self.stdin >= 0:
+            self.close_stdin()
+        for fd in list(self.outputs):
+            os.close(fd)
+            del self.outputs[fd]
+
+
+@dataclass
+class Running:
+    """A started container or exec that its caller is attached to. Leaving the context ends what still runs."""
+
+    _client: socket.socket
+    _wiring: _Wiring
+    _limits: Limits
+    _timeout: float | None
+    pid: int = 0
+    _result: dict[str, Any] | None = None
+    _captured: dict[Stream, list[bytes]] = field(default_factory=lambda: {"stdout": [], "stderr": []})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go: a container that still runs attached is killed by its supervisor, a detached one goes on."""
+        self._client.close()
+        self._wiring.close()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the program; nothing happens when it has ended."""
+        self._tell({"signal": number})
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the program's terminal its size."""
+        self._tell({"size": [rows, columns]})
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        try:
+            link.send(self._client, message)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it has ended; wait() says how
+
+    def _wait_started(self) -> None:
+        message, _ = link.receive(self._client)
+        if message is None:
+            raise SetupFailed("supervisor: ended before the container started")
+        if message["event"] == "started":
+            self.pid = int(message["pid"])
+        else:
+            self._result = message
+            raise_refused(message)
+
+    def wait(self, on_output: OnOutput | None = None) -> Completed:
+        """Until the container has ended and nothing of it is left; with output captured unless `on_output` takes it.
+
+        On KeyboardInterrupt the program gets SIGINT, two seconds later SIGTERM, then SIGKILL; then it is raised again.
+        """
+        take = on_output or self._capture
+        try:
+            self._pump(take, None)
+        except KeyboardInterrupt:
+            self._end_interrupted(take)
+            raise
+        return self._completed()
+
+    def _end_interrupted(self, take: OnOutput) -> None:
+        for number, patience in _ESCALATION:
+            self.signal(number)
+            if self._pump(take, time.monotonic() + patience):
+                return
+
+    def _capture(self, stream: Stream, data: bytes) -> None:
+        self._captured[stream].append(data)
+
+    def _pump(self, take: OnOutput, deadline: float | None) -> bool:
+        """Move bytes until the supervisor has reported the end and the pipes are empty; False when time ran out."""
+        while self._result is None or self._wiring.outputs:
+            poll = self._poll()
+            ready = poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
+            for fd, _ in ready:
+                self._serve(fd, take)
+            if not ready and deadline is not None:
+                return False
+        return True
+
+    def _poll(self) -> select.poll:
+        poll = select.poll()
+        if self._result is None:
+            poll.register(self._client.fileno(), select.POLLIN)
+        for fd in self._wiring.outputs:
+            poll.register(fd, select.POLLIN)
+        if self._wiring.stdin >= 0:
+            poll.register(self._wiring.stdin, select.POLLOUT)
+        return poll
+
+    def _serve(self, fd: int, take: OnOutput) -> None:
+        if fd == self._wiring.stdin:
+            self._wiring.write_stdin()
+        elif fd in self._wiring.outputs:
+            self._read_output(fd, take)
+        elif self._result is None:
+            message, _ = link.receive(self._client)
+            self._result = message or {"event": "lost"}
+
+    def _read_output(self, fd: int, take: OnOutput) -> None:
+        stream = self._wiring.outputs[fd]
+        data = os.read(fd, _CHUNK)
+        if data:
+            take(stream, data)
+        else:
+            os.close(fd)
+            del self._wiring.outputs[fd]
+
+    def _completed(self) -> Completed:
+        assert self._result is not None
+        done = completed(self._result, self._limits, self._timeout)
+        return replace(done, stdout=b"".join(self._captured["stdout"]), stderr=b"".join(self._captured["stderr"]))
+
+
+def cgroup_name(root: Path, container_id: str) -> str:
+    """The container's group: a mark of the engine's root first, so that two engines leave each other's groups alone."""
+    return f"{engine_mark(root)}.{container_id[:32]}"
+
+
+def engine_mark(root: Path) -> str:
+    """Eight characters that stand for this state directory."""
+    import hashlib  # noqa: PLC0415  # start-up time
+
+    return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
+
+
+def id_base(container_id: str) -> int:
+    """The first host id of a container's range: drawn from its random id, so two containers hardly ever share one."""
+    return (_FIRST_RANGE + int(container_id[:8], 16) % (_RANGES - _FIRST_RANGE)) * 65536
+
+
+def raise_refused(message: Mapping[str, Any]) -> None:
+    """The error for a supervisor's `refused`: 126 and 127 are results, not errors, and pass."""
+    if message["event"] == "lost":
+        raise SetupFailed("supervisor: killed while the container was set up")
+    if message["code"] == 125:
+        if message.get("errno") in (1, 38, 95):  # EPERM, ENOSYS, EOPNOTSUPP
+            raise Unsupported(message["message"], feature=str(message.get("step")), hint="run `sandbox doctor` to see what this host allows")
+        raise SetupFailed(message["message"])
+
+
+def completed(report: Mapping[str, Any], limits: Limits, timeout: float | None) -> Completed:
+    """A supervisor's last report, or a container's state.json, as Completed."""
+    if report["event"] == "refused":
+        return Completed(exit_code=int(report["code"]), why="exited", reason=str(report["message"]))
+    if report["event"] == "lost":
+        return Completed(exit_code=137, why="lost", signal=9, reason="its supervisor was killed")
+    code = os.waitstatus_to_exitcode(report["status"])
+    used = report["used"]
+    number = -code if code < 0 else None
+    why, reason = _explain(code, str(report["ending"]), used, limits, timeout)
+    exit_code = 124 if why == "timeout" else 128 + number if number else code
+    return Completed(exit_code=exit_code, why=why, reason=reason, signal=number, usage=_usage(report))
+
+
+def _usage(report: Mapping[str, Any]) -> Usage:
+    used = report["used"]
+    peak, pids = used.get("peak_memory"), used.get("peak_pids")
+    return Usage(
+        wall=float(report["wall"]),
+        cpu=used.get("cpu"),
+        peak_memory=None if peak is None else int(peak),
+        peak_pids=None if pids is None else int(pids),
+    )
+
+
+def _explain(code: int, ending: str, used: Mapping[str, Any], limits: Limits, timeout: float | None) -> tuple[Why, str]:
+    """Why a container ended, most telling first."""
+    if ending == "timeout":
+        return "timeout", f"stopped: ran longer than --timeout {timeout:g}s"
+    if ending == "interrupted":
+        return "interrupted", "interrupted"
+    if code != 0 and used.get("oom_kills"):
+        return "oom", f"out of memory: killed at the {_mib(limits.memory)} limit"
+    if code != 0 and used.get("pids_refused"):
+        return "pids", f"process limit reached (--pids-limit {limits.pids})"
+    if code < 0:
+        return "signal", f"killed by {signal.Signals(-code).name}"
+    return "exited", ""
+
+
+def _mib(size: int | None) -> str:
+    if size is None:
+        return "host's"
+    return f"{size // _MIB} MiB" if size % _MIB == 0 else f"{size / _MIB:.1f} MiB"
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return ""

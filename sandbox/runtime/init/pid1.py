@@ -1,0 +1,149 @@
+"""Init: the first process of a container. Performs the plan's steps, starts the program, reaps, forwards signals.
+
+Everything it knows of the outside is the link to its supervisor; when that breaks, Linux kills init (PDEATHSIG) and
+with it the whole PID namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+from sandbox.runtime.init import link, program, steps
+from sandbox.runtime.init import syscalls as s
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+_NOT_FORWARDED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, 32, 33}
+
+
+def run(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int], joins: Sequence[int]) -> None:
+    """Be init; never returns. Reports `ready`, `started`, `ended` or `refused` over `supervisor`."""
+    code = 125
+    try:
+        close_others({0, 1, 2, supervisor.fileno(), *stdio, *joins})
+        message, fds = link.receive(supervisor)
+        if message is None:
+            return
+        for fd in joins:
+            os.write(fd, b"0")
+            os.close(fd)
+        setup = steps.Setup(dict(zip(message["mounts"], fds, strict=True)))
+        _become_root(plan)
+        _die_with_supervisor(supervisor)
+        forget_imports()
+        if plan["cgroup_namespace"]:
+            s.unshare(s.CLONE_NEWCGROUP)
+        try:
+            steps.perform(plan["steps"], setup)
+        finally:
+            link.send(supervisor, {"event": "ready", "stubs": setup.stubs})
+        code = serve_program(plan, supervisor, stdio)
+    except steps.StepError as err:
+        say(supervisor, {"event": "refused", "code": 125, "message": str(err), "step": err.step, "errno": err.errno})
+    except program.Refused as err:
+        say(supervisor, {"event": "refused", "code": err.code, "message": str(err)})
+    except OSError as err:
+        say(supervisor, {"event": "refused", "code": 125, "message": f"init: {err}", "step": "init", "errno": err.errno})
+    except Exception as err:  # a mistake of ours: nobody else could report it from here
+        say(supervisor, {"event": "refused", "code": 125, "message": f"init: {err!r}", "step": "init", "errno": None})
+    finally:
+        os._exit(code)
+
+
+def close_others(keep: set[int]) -> None:
+    """Nothing of the supervisor's (its client, its logs, its locks) may be held from inside."""
+    low = 0
+    for fd in sorted(keep):
+        if low < fd:  # an empty range would reach close_range(2) as (0, 2³²-1)
+            os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 4096)
+
+
+def _become_root(plan: Mapping[str, Any]) -> None:
+    if plan["idmap"]:
+        if plan["idmap"]["setgroups"]:
+            os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+
+
+def _die_with_supervisor(supervisor: socket.socket) -> None:
+    """After the credentials changed, which clears the setting (prctl(2)); then look whether it died before."""
+    s.prctl(s.PR_SET_PDEATHSIG, signal.SIGKILL)
+    s.prctl(s.PR_SET_DUMPABLE, 0)
+    try:
+        if not supervisor.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            os._exit(125)
+    except BlockingIOError:
+        return
+
+
+def forget_imports() -> None:
+    """From here on a path is the container's: an import would run the image's code as init."""
+    sys.path.clear()
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+
+
+def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]) -> int:
+    """Start the program, report it, wait for it; the exit code init should end with. Raises program.Refused."""
+    # Blocked before the program exists: a signal that arrives early waits for the loop below.
+    forwarded = {number for number in signal.valid_signals() if number not in _NOT_FORWARDED}
+    signal.pthread_sigmask(signal.SIG_BLOCK, forwarded | {signal.SIGCHLD})
+    entry = program.Program(plan["process"])
+    pid = _start(entry, plan["process"]["tty"], supervisor, stdio)
+    link.send(supervisor, {"event": "started"})
+    for fd in stdio:
+        os.close(fd)
+    null = os.open("/dev/null", os.O_RDWR)  # ours must not keep the program's pipes open
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    status = reap_until(pid, forwarded | {signal.SIGCHLD})
+    say(supervisor, {"event": "ended", "status": status})
+    return os.waitstatus_to_exitcode(status) & 0x7F
+
+
+def _start(entry: program.Program, tty: bool, supervisor: socket.socket, stdio: Sequence[int]) -> int:
+    if not tty:
+        return entry.start(stdio)
+    master, slave = os.openpty()
+    os.fchown(slave, entry.identity.uid, -1)
+    link.send(supervisor, {"event": "terminal"}, [master])
+    os.close(master)
+    try:
+        return entry.start([slave, slave, slave], slave)
+    finally:
+        os.close(slave)
+
+
+def reap_until(pid: int, signals: set[int]) -> int:
+    """Reap every child and pass `signals` on until `pid` ended; its wait status."""
+    while True:
+        info = signal.sigwaitinfo(signals)
+        if info.si_signo != signal.SIGCHLD:
+            os.kill(pid, info.si_signo)
+            continue
+        while True:
+            try:
+                ended, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if ended == pid:
+                return status
+            if ended == 0:
+                break
+
+
+def say(supervisor: socket.socket, message: Mapping[str, Any]) -> None:
+    """Tell the supervisor; that it is gone is no news any more."""
+    try:
+        link.send(supervisor, message)
+    except (BrokenPipeError, ConnectionResetError):
+        return

@@ -1,0 +1,52 @@
+"""The spawner: one single-threaded helper of an engine that forks a supervisor per container.
+
+A Jupyter kernel has threads, and forking it can deadlock; a new interpreter for every container would cost 10 to 15 ms.
+It ends when its engine closes the socket; the supervisors it forked live on.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+
+from sandbox.runtime.init import join, link, supervisor, title
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+JOBS: dict[str, Callable[..., None]] = {"run": supervisor.run, "exec": join.run}
+
+
+def main(fd: int) -> None:
+    """Serve requests from the socket `fd` until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the engine, which decides what it means
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Linux reaps the supervisors
+    engine = socket.socket(fileno=fd)
+    shown = title.Title()
+    shown.set("sandbox-spawner")
+    gc.disable()
+    gc.freeze()  # forks share this memory until they write to it
+    while True:
+        request, fds = link.receive(engine)
+        if request is None:
+            return
+        if os.fork() == 0:
+            engine.close()
+            _serve(request["job"], fds, shown)
+        for received in fds:
+            os.close(received)
+
+
+def _serve(job: str, fds: Sequence[int], shown: title.Title) -> None:
+    """In the fork: become the supervisor of one request; never returns."""
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        plan, client, *stdio = fds
+        shown.set("sandbox-supervisor")
+        JOBS[job](link.read_plan(plan), socket.socket(fileno=client), stdio, shown)
+    finally:
+        os._exit(0)

@@ -1,0 +1,227 @@
+"""The set-up steps of a container, one function each: the plan names them, `perform` runs them in order.
+
+Steps before `enter_root` prepare detached mounts while the host is still visible; `enter_root` pivots and drops the
+old root; steps after it only see the container, so whatever a hostile image made of its paths resolves inside it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import struct
+
+from sandbox.runtime.init import syscalls as s
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+# Mount points for the staging tmpfs, which exists only in the container's mount namespace until the pivot.
+_STAGING = ("/tmp", "/run", "/mnt", "/var", "/dev")  # noqa: S108  # a place to mount on, nothing is written to the host's
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+
+class Setup:
+    """What the steps share: detached mounts by name, and the mount points they had to create (`stubs`)."""
+
+    def __init__(self, mounts: dict[str, int]) -> None:
+        self.mounts = mounts
+        self.stubs: list[str] = []
+        self.root_device = -1
+
+
+class StepError(Exception):
+    """A step failed: its name and the reason."""
+
+    def __init__(self, step: str, err: BaseException) -> None:
+        super().__init__(f"{step}: {err}")
+        self.step = step
+        self.errno = getattr(err, "errno", None)
+
+
+def perform(steps: Sequence[tuple[str, Mapping[str, Any]]], setup: Setup) -> None:
+    """Run every step in order; raises StepError that names the one that failed."""
+    for name, arguments in steps:
+        try:
+            STEPS[name](setup, **arguments)
+        except (OSError, KeyError, TypeError, ValueError) as err:
+            raise StepError(name, err) from err
+
+
+def isolate_mounts(setup: Setup) -> None:
+    """Nothing mounted from here on may reach the host, nor the other way round."""
+    s.mount("", "/", "", s.MS_REC | s.MS_PRIVATE)
+
+
+def mount_staging(setup: Setup) -> None:
+    """A tmpfs of our own to build on; the working directory from now until the pivot."""
+    for place in _STAGING:
+        if os.path.isdir(place) and not os.path.islink(place):
+            s.mount("staging", place, "tmpfs", s.MS_NOSUID | s.MS_NODEV, "mode=0755")
+            os.chdir(place)
+            return
+    raise FileNotFoundError(2, "no directory to build the container's root on", ", ".join(_STAGING))
+
+
+def make_directory(setup: Setup, path: str) -> None:
+    """A directory on the staging tmpfs."""
+    os.makedirs(path, exist_ok=True)
+
+
+def write_file(setup: Setup, path: str, text: str, name: str) -> None:
+    """A generated file on the staging tmpfs, kept as detached mount `name` for `attach`."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+    setup.mounts[name] = s.open_tree(path)
+
+
+def attach_store(setup: Setup, target: str, source: str = "") -> None:
+    """The engine's directory, idmapped by the supervisor (mount `store`), or bound from `source` where that cannot be."""
+    os.mkdir(target)
+    tree = setup.mounts.pop("store", -1)
+    s.move_mount(tree if tree >= 0 else s.open_tree(source), target)
+
+
+def mount_overlay(setup: Setup, lowers: Sequence[str], upper: str, work: str, target: str, volatile: bool, userxattr: bool) -> None:
+    """The root file system; paths are relative to staging, so their length does not count against Linux' limits."""
+    os.mkdir(target)
+    fd = s.fsopen("overlay")
+    _set_lowers(fd, lowers)
+    s.fsconfig_string(fd, "upperdir", upper)
+    s.fsconfig_string(fd, "workdir", work)
+    if userxattr:
+        s.fsconfig_flag(fd, "userxattr")
+    if volatile:  # without it each unmount syncs the disk
+        s.fsconfig_flag(fd, "volatile")
+    s.fsconfig_create(fd)
+    s.move_mount(s.fsmount(fd), target)
+    os.close(fd)
+
+
+def _set_lowers(fd: int, lowers: Sequence[str]) -> None:
+    """Topmost first. `lowerdir+` (Linux 6.5) takes any number of layers; older kernels one string."""
+    try:
+        for lower in reversed(lowers):
+            s.fsconfig_string(fd, "lowerdir+", lower)
+    except OSError as err:
+        if err.errno != 22:
+            raise
+        s.fsconfig_string(fd, "lowerdir", ":".join(reversed(lowers)))
+
+
+def detach_new(setup: Setup, name: str, fstype: str, attrs: int = 0, options: Mapping[str, str] | None = None) -> None:
+    """A new file system as detached mount `name`. Before the pivot: proc and sysfs want a visible one beside them."""
+    fd = s.fsopen(fstype)
+    for key, value in (options or {}).items():
+        s.fsconfig_string(fd, key, value)
+    s.fsconfig_create(fd)
+    setup.mounts[name] = s.fsmount(fd, attrs)
+    os.close(fd)
+
+
+def detach_bind(setup: Setup, name: str, source: str, recursive: bool = False, read_only: bool = False) -> None:
+    """A host file or directory as detached mount `name`."""
+    flags = s.OPEN_TREE_CLONE | s.OPEN_TREE_CLOEXEC | (s.AT_RECURSIVE if recursive else 0)
+    tree = setup.mounts[name] = s.open_tree(source, flags)
+    if read_only:
+        s.mount_setattr(tree, attr_set=s.MOUNT_ATTR_RDONLY, recursive=recursive)
+
+
+def enter_root(setup: Setup, target: str) -> None:
+    """pivot_root(2) with both arguments the same, then drop the host's tree: nothing of it is reachable afterwards."""
+    os.chdir(target)
+    s.pivot_root(".", ".")
+    s.umount2(".", s.MNT_DETACH)
+    os.chdir("/")
+    setup.root_device = os.stat("/").st_dev
+
+
+def attach(setup: Setup, name: str, target: str) -> None:
+    """Mount the detached mount `name` on `target`, which is made (and remembered as a stub) where it does not exist."""
+    tree = setup.mounts.pop(name)
+    _make_target(setup, target, is_directory=stat.S_ISDIR(os.fstat(tree).st_mode))
+    s.move_mount(tree, target)
+    os.close(tree)
+
+
+def _make_target(setup: Setup, target: str, *, is_directory: bool) -> None:
+    real = os.path.realpath(target)
+    if os.path.exists(real):
+        return
+    missing = []
+    parent = os.path.dirname(real)
+    while not os.path.isdir(parent):
+        missing.append(parent)
+        parent = os.path.dirname(parent)
+    for path in reversed(missing):
+        os.mkdir(path, 0o755)
+    if is_directory:
+        os.mkdir(real, 0o755)
+    else:
+        os.close(os.open(real, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+    if os.stat(parent).st_dev == setup.root_device:  # on the image's own file system, not on a mount of ours
+        setup.stubs += [*reversed(missing), real]
+
+
+def symlink(setup: Setup, target: str, path: str) -> None:
+    """A symbolic link, for /dev."""
+    os.symlink(target, path)
+
+
+def mask(setup: Setup, paths: Sequence[str]) -> None:
+    """Cover what must not be read: files with /dev/null, directories with an empty read-only tmpfs."""
+    for path in paths:
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            continue  # this kernel does not have it
+        if stat.S_ISDIR(mode):
+            detach_new(setup, "mask", "tmpfs", s.MOUNT_ATTR_RDONLY, {"size": "4k"})
+        else:
+            detach_bind(setup, "mask", "/dev/null")
+        tree = setup.mounts.pop("mask")
+        s.move_mount(tree, path)
+        os.close(tree)
+
+
+def protect(setup: Setup, paths: Sequence[str]) -> None:
+    """Make what may be read but not written read-only."""
+    for path in paths:
+        if os.path.exists(path):
+            detach_bind(setup, "protected", path, recursive=True, read_only=True)
+            tree = setup.mounts.pop("protected")
+            s.move_mount(tree, path)
+            os.close(tree)
+
+
+def protect_root(setup: Setup) -> None:
+    """--read-only: the overlay itself; what is mounted on it keeps its own mode."""
+    fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    s.mount_setattr(fd, attr_set=s.MOUNT_ATTR_RDONLY)
+    os.close(fd)
+
+
+def set_hostname(setup: Setup, name: str) -> None:
+    """sethostname(2) in the container's UTS namespace."""
+    socket.sethostname(name)
+
+
+def loopback_up(setup: Setup) -> None:
+    """Bring lo up, netdevice(7)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
+        request = struct.pack("16sh22x", b"lo", 0)
+        flags = struct.unpack_from("16xh", fcntl.ioctl(link, _SIOCGIFFLAGS, request))[0]
+        fcntl.ioctl(link, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
+
+
+STEPS: dict[str, Callable[..., None]] = {
+    step.__name__: step
+    for step in (
+        isolate_mounts, mount_staging, make_directory, write_file, attach_store, mount_overlay, detach_new, detach_bind, enter_root,
+        attach, symlink, mask, protect, protect_root, set_hostname, loopback_up,
+    )
+}  # fmt: skip

@@ -1,0 +1,101 @@
+"""The engine's end of the spawner: starts the helper on first use, hands it plans and file descriptors.
+
+See sandbox.runtime.init.serve for the other end. Thread-safe; a helper that died is started anew.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any  # a plan is JSON
+
+from sandbox.errors import SetupFailed
+from sandbox.runtime.init import link
+
+_PACKAGES = str(Path(__file__).resolve().parents[2])
+# -I -S: no site, no user directory, no environment; only our own package beside the standard library.
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.runtime.init.serve import main; main(int(sys.argv[2]))"
+
+
+class Spawner:
+    """A handle on the helper process; `close` ends it, the containers it started live on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._owner = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The helper's process id, when it has been started."""
+        return self._process.pid if self._process else None
+
+    def warm(self) -> None:
+        """Start the helper now, so that the first container does not wait for it."""
+        with self._lock:
+            self._connect()
+
+    def spawn(self, job: str, plan: Mapping[str, Any], stdio: Sequence[int]) -> socket.socket:
+        """Hand over a plan and the program's stdin, stdout, stderr; the connection to its supervisor."""
+        ours, theirs = link.pair()
+        memory = link.write_plan(plan)
+        try:
+            self._send({"job": job}, [memory, theirs.fileno(), *stdio])
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            os.close(memory)
+            theirs.close()
+        return ours
+
+    def _send(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
+        with self._lock:
+            try:
+                link.send(self._connect(), request, fds)
+            except (BrokenPipeError, ConnectionResetError):
+                self._discard()
+                link.send(self._connect(), request, fds)
+
+    def _connect(self) -> socket.socket:
+        if self._socket is None or self._owner != os.getpid():  # a fork must not talk through its parent's socket
+            self._start()
+        assert self._socket is not None
+        return self._socket
+
+    def _start(self) -> None:
+        ours, theirs = link.pair()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-SI", "-c", _BOOT, _PACKAGES, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # ours would be held open by detached containers
+                env={},
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as err:
+            raise SetupFailed(f"spawner: {err}") from err
+        finally:
+            theirs.close()
+        self._socket, self._owner = ours, os.getpid()
+
+    def close(self) -> None:
+        """End the helper; nothing happens when it was never started."""
+        with self._lock:
+            self._discard()
+
+    def _discard(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None and self._owner == os.getpid():
+            self._process.wait()
+        self._socket = self._process = None
