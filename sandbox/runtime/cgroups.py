@@ -379,10 +379,10 @@ def _freezer(places: Places) -> tuple[str, ...]:
 
 def _unsupported(limit: str, why: str, *, uid: int) -> Unsupported:
     delegated = "systemd-run --user --scope -p Delegate=yes jupyter lab"
-    remedy = "pass --allow-unenforced to run without it" if uid == 0 else f"start it as root or with `{delegated}`, or pass --allow-unenforced"
-    if "others are in" in why:
-        remedy = f"start it with `{delegated}`, or pass --allow-unenforced"
-    return Unsupported(f"{_LABELS[limit]}: {why}", feature=_LABELS[limit], hint=remedy)
+    remedies = ["start it as root"] if uid else []
+    remedies += [f"start it with `{delegated}`"] if uid or "not delegated" in why else []
+    hint = ", ".join([*remedies, "or pass --allow-unenforced to run without it"]).removeprefix("or ")
+    return Unsupported(f"{_LABELS[limit]}: {why}", feature=_LABELS[limit], hint=hint)
 
 
 def _frozen(value: object) -> object:
