@@ -175,7 +175,16 @@ class Document(Generic[T]):
 _DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
     t: msgspec.json.Decoder(t) for t in (Manifest, Index, ImageConfig)
 }
-_ENCODER = msgspec.json.Encoder()
+
+
+def _as_text(value: object) -> str:
+    """msgspec refuses subclasses of str."""
+    if isinstance(value, Digest):
+        return str(value)
+    raise TypeError(f"{type(value).__name__}: not a JSON value")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_as_text)
 # A first use in one thread: see the module's docstring.
 _ENCODER.encode(ImageConfig(architecture="", os="", rootfs=RootFS("layers", []), config=RunConfig(healthcheck=Healthcheck()), history=[History()]))
 _ENCODER.encode(Index(schema_version=2, manifests=[Descriptor("", "", 0, platform=Platform("", ""))]))
