@@ -1,0 +1,233 @@
+"""The store's tables: names, images, snapshots, layer blobs and the build cache, in one sqlite file.
+
+WAL with synchronous=NORMAL: no commit is lost by killing a process; a power cut may lose the last ones, which leaves
+files without rows (swept by prune), never rows without files. Every write is one `begin immediate` transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox.errors import ImageError
+from sandbox.oci import Descriptor, Digest
+
+_VERSION = 1
+_SCHEMA = """
+begin immediate;
+create table if not exists images (id text primary key, manifest text not null) without rowid;
+create table if not exists names (reference text primary key, image text not null references images (id)) without rowid;
+create table if not exists snapshots (
+    chain_id text primary key, diff_id text not null, parent text, size integer not null, tar_size integer not null,
+    regenerable integer not null) without rowid;
+create table if not exists layers (diff_id text not null, digest text not null, media_type text not null, size integer not null,
+    primary key (diff_id, digest)) without rowid;
+create table if not exists steps (key text primary key, parent text, chain_id text) without rowid;
+create index if not exists names_by_image on names (image);
+pragma user_version = 1;
+commit;
+"""
+_ANCESTORS = """
+with recursive chain (id, parent, depth) as (
+    select chain_id, parent, 0 from snapshots where chain_id = ?
+    union all select s.chain_id, s.parent, depth + 1 from chain join snapshots s on s.chain_id = chain.parent)
+select id, parent from chain order by depth desc"""
+_STEP = """
+select chain_id from steps
+where key = ? and (chain_id is null or exists (select 1 from snapshots s where s.chain_id = steps.chain_id))"""
+_SNAPSHOT = "select chain_id, diff_id, parent, size, tar_size, regenerable from snapshots"
+
+
+@dataclass(frozen=True)
+class SnapshotRow:
+    """A snapshot's row. `regenerable`: whether write_tar over its directory gives the very bytes of diff_id."""
+
+    chain_id: Digest
+    diff_id: Digest
+    parent: Digest | None
+    size: int
+    tar_size: int
+    regenerable: bool
+
+
+class Catalog:
+    """One connection per thread and process (sqlite connections do not survive a fork)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        self._db()
+
+    def _db(self) -> sqlite3.Connection:
+        opened: tuple[int, sqlite3.Connection] | None = getattr(self._local, "opened", None)
+        if opened and opened[0] == os.getpid():
+            return opened[1]
+        db = _connect(self._path)
+        self._local.opened = (os.getpid(), db)
+        return db
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction, taken back when the block raises."""
+        db = self._db()
+        db.execute("begin immediate")
+        try:
+            yield db
+            db.execute("commit")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("rollback")
+            raise
+
+    # snapshots
+
+    def add_snapshot(self, row: SnapshotRow) -> None:
+        """Remember a snapshot whose directory is in place; the same one twice is the same."""
+        with self.write() as db:
+            db.execute(
+                "insert into snapshots values (?, ?, ?, ?, ?, ?)"
+                " on conflict do update set regenerable = max(regenerable, excluded.regenerable)",
+                (row.chain_id, row.diff_id, row.parent, row.size, row.tar_size, row.regenerable),
+            )
+
+    def snapshot(self, chain_id: str) -> SnapshotRow | None:
+        """One snapshot."""
+        row = self._db().execute(f"{_SNAPSHOT} where chain_id = ?", (chain_id,)).fetchone()
+        return _snapshot_row(row) if row else None
+
+    def snapshots(self) -> list[SnapshotRow]:
+        """All snapshots."""
+        return [_snapshot_row(row) for row in self._db().execute(_SNAPSHOT)]
+
+    def chain(self, chain_id: str) -> list[str]:
+        """The chain ids from the lowest layer to this one; empty when one of them is missing."""
+        rows = self._db().execute(_ANCESTORS, (chain_id,)).fetchall()
+        return [row[0] for row in rows] if rows and rows[0][1] is None else []
+
+    def drop_snapshot(self, chain_id: str) -> None:
+        """Forget a snapshot and every build step that starts from it or leads to it."""
+        with self.write() as db:
+            db.execute("delete from snapshots where chain_id = ?", (chain_id,))
+            db.execute("delete from steps where parent = ?1 or chain_id = ?1", (chain_id,))
+
+    # layer blobs
+
+    def add_layer(self, diff_id: str, descriptor: Descriptor) -> None:
+        """Remember which blob holds a layer."""
+        with self.write() as db:
+            row = (diff_id, descriptor.digest, descriptor.media_type, descriptor.size)
+            db.execute("insert or ignore into layers values (?, ?, ?, ?)", row)
+
+    def layer_blobs(self, diff_id: str) -> list[Descriptor]:
+        """The blobs known to hold this layer, in whatever compression."""
+        rows = self._db().execute("select media_type, digest, size from layers where diff_id = ? order by digest", (diff_id,))
+        return [Descriptor(media_type, digest, size) for media_type, digest, size in rows]
+
+    def drop_layers(self, digest: str) -> None:
+        """Forget a layer blob."""
+        with self.write() as db:
+            db.execute("delete from layers where digest = ?", (digest,))
+
+    # images and names
+
+    def add_image(self, image_id: str, manifest: str) -> None:
+        """Remember an image whose documents are in place; a later manifest of the same image replaces the earlier."""
+        with self.write() as db:
+            db.execute("insert into images values (?, ?) on conflict do update set manifest = excluded.manifest", (image_id, manifest))
+
+    def manifest_of(self, image_id: str) -> str | None:
+        """The digest of an image's manifest."""
+        row = self._db().execute("select manifest from images where id = ?", (image_id,)).fetchone()
+        return row[0] if row else None
+
+    def images(self) -> list[tuple[str, str]]:
+        """(image id, manifest digest) of all images."""
+        return list(self._db().execute("select id, manifest from images order by id"))
+
+    def images_by_prefix(self, prefix: str) -> list[str]:
+        """Ids that begin so; `prefix` includes `sha256:`."""
+        return [row[0] for row in self._db().execute("select id from images where id >= ? and id < ? order by id", (prefix, prefix + "g"))]
+
+    def drop_image(self, image_id: str) -> bool:
+        """Forget an image and its names."""
+        with self.write() as db:
+            db.execute("delete from names where image = ?", (image_id,))
+            return db.execute("delete from images where id = ?", (image_id,)).rowcount > 0
+
+    def set_name(self, reference: str, image_id: str) -> bool:
+        """Point a name at an image; False when there is no such image (any more)."""
+        with self.write() as db:
+            known = db.execute("select 1 from images where id = ?", (image_id,)).fetchone()
+            if known:
+                db.execute("insert or replace into names values (?, ?)", (reference, image_id))
+            return bool(known)
+
+    def drop_name(self, reference: str) -> bool:
+        """Forget a name."""
+        with self.write() as db:
+            return db.execute("delete from names where reference = ?", (reference,)).rowcount > 0
+
+    def image_of(self, reference: str) -> str | None:
+        """The image id behind a name."""
+        row = self._db().execute("select image from names where reference = ?", (reference,)).fetchone()
+        return row[0] if row else None
+
+    def names(self) -> list[tuple[str, str]]:
+        """(name, image id) of all names, sorted."""
+        return list(self._db().execute("select reference, image from names order by reference"))
+
+    def names_of(self, image_id: str) -> list[str]:
+        """All names of one image, sorted."""
+        return [row[0] for row in self._db().execute("select reference from names where image = ? order by reference", (image_id,))]
+
+    # build cache
+
+    def step(self, key: str) -> tuple[str | None] | None:
+        """The chain id (None: the empty stack) a step led to; None when unknown or its snapshot is gone."""
+        row: tuple[str | None] | None = self._db().execute(_STEP, (key,)).fetchone()
+        return row
+
+    def set_step(self, key: str, parent: str | None, chain_id: str | None) -> None:
+        """Remember what a step led to."""
+        with self.write() as db:
+            db.execute("insert or replace into steps values (?, ?, ?)", (key, parent, chain_id))
+
+
+def _snapshot_row(row: tuple[str, str, str | None, int, int, int]) -> SnapshotRow:
+    chain_id, diff_id, parent, size, tar_size, regenerable = row
+    return SnapshotRow(Digest(chain_id), Digest(diff_id), Digest(parent) if parent else None, size, tar_size, bool(regenerable))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        _create(path)
+    # One connection serves one thread (Catalog._db), but the garbage collector may close it from another.
+    db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    db.execute("pragma synchronous = normal")
+    version: int = db.execute("pragma user_version").fetchone()[0]
+    if version != _VERSION:
+        db.close()
+        raise ImageError(f"{path}: written by another version of jupyter-sandbox", hint="update the older one, or choose another --root")
+    return db
+
+
+def _create(path: Path) -> None:
+    """Make the file beside its place: two processes that switch one file to WAL at once would find it locked."""
+    new = path.with_name(f"{path.name}.new-{os.urandom(8).hex()}")
+    try:
+        db = sqlite3.connect(new, isolation_level=None)
+        try:
+            db.execute("pragma journal_mode = wal")
+            db.executescript(_SCHEMA)
+        finally:
+            db.close()
+        with contextlib.suppress(FileExistsError):
+            os.link(new, path)
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            new.with_name(new.name + suffix).unlink(missing_ok=True)

@@ -1,0 +1,426 @@
+"""The local store of images: blobs, snapshots, names and the build cache below one directory.
+
+Everything is made beside its place and renamed into it, so a killed process leaves at most files without a row, which
+`prune_snapshots` sweeps: `snapshots/HEX` and `blobs/sha256/HEX` are complete whenever they exist. Whoever makes things
+holds `shared()`, whoever removes them `exclusive()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import sqlite3
+from collections.abc import Container, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+from sandbox.errors import ImageError, ImageNotFound, InvalidImage, InvalidReference
+from sandbox.image.blobs import Blobs, digest_of, verified
+from sandbox.image.catalog import Catalog, SnapshotRow
+from sandbox.image.drafts import Draft, Drafts, Lock
+from sandbox.image.layers import Changeset, ChangesetReader
+from sandbox.image.reference import Reference
+from sandbox.image.tree import Tree
+from sandbox.oci import (
+    CONFIG_TYPE,
+    LAYER_TAR,
+    MANIFEST_TYPE,
+    Descriptor,
+    Digest,
+    Document,
+    ImageConfig,
+    Manifest,
+    chain_ids,
+    decode,
+    encode,
+)
+
+__all__ = ["CachedStep", "Draft", "Image", "Snapshot", "Store"]
+
+_MIN_PREFIX = 2
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image in the store: its two documents. Its id is the digest of the config."""
+
+    manifest: Document[Manifest]
+    config: Document[ImageConfig]
+
+    @property
+    def id(self) -> Digest:
+        """The digest of the config."""
+        return self.config.digest
+
+    @cached_property
+    def diff_ids(self) -> tuple[Digest, ...]:
+        """The uncompressed layers, lowest first."""
+        return tuple(Digest.parse(text) for text in self.config.value.rootfs.diff_ids)
+
+    @cached_property
+    def chain_ids(self) -> tuple[Digest, ...]:
+        """The snapshot of each prefix of the layers."""
+        return tuple(chain_ids(self.diff_ids))
+
+    @property
+    def top(self) -> Digest | None:
+        """The chain id of the whole stack; None for an image without layers."""
+        return self.chain_ids[-1] if self.chain_ids else None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A read-only layer directory: `path`, in overlayfs' own form. `size`: bytes of its regular files; `tar_size`: of its tar."""
+
+    chain_id: Digest
+    diff_id: Digest
+    parent: Digest | None
+    path: Path
+    size: int
+    tar_size: int
+
+
+@dataclass(frozen=True)
+class CachedStep:
+    """What a remembered build step led to; `chain_id` None is the empty stack."""
+
+    chain_id: Digest | None
+
+
+class Store:
+    """The images below `root`; created when missing. Several processes and threads may use one root at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self._snapshots = self.root / "snapshots"
+        self._lock = Lock(self.root / "lock")
+        self._drafts = Drafts(self.root / "drafts", self._lock)
+        self._blobs = Blobs(self.root / "blobs" / "sha256")
+        with _disk_errors(f"{root}"):
+            for directory in (self._blobs.directory, self._snapshots, self._drafts.directory):
+                if not directory.is_dir():
+                    _make_private(self.root, directory)
+            self._catalog = Catalog(self.root / "store.db")
+
+    def shared(self) -> AbstractContextManager[object]:
+        """Held while making images or containers: nothing is removed meanwhile. A thread may nest it."""
+        return self._lock.hold(fcntl.LOCK_SH)
+
+    def exclusive(self) -> AbstractContextManager[object]:
+        """Held while removing: nobody makes anything meanwhile. Not to be taken inside `shared`."""
+        return self._lock.hold(fcntl.LOCK_EX)
+
+    # blobs
+
+    def put_blob(self, source: bytes | IO[bytes], media_type: str, *, expected: Descriptor | None = None) -> Descriptor:
+        """Store bytes or a stream; afterwards the digest is readable. DigestMismatch when it is not what was expected."""
+        with self.shared(), _disk_errors("blob"):
+            return self._blobs.put(source, media_type, expected)
+
+    def open_blob(self, descriptor: Descriptor) -> IO[bytes]:
+        """A blob's bytes; reading to the end checks digest and size (DigestMismatch). ImageError when it is not here."""
+        return self._blobs.open(descriptor)
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether the blob is here."""
+        return self._blobs.has(digest)
+
+    # snapshots
+
+    @contextlib.contextmanager
+    def draft(self) -> Iterator[Draft]:
+        """An empty layer to fill; removed afterwards unless committed."""
+        with _disk_errors("draft"), self._drafts.create() as draft:
+            yield draft
+
+    def commit(self, draft: Draft, parent: Digest | None) -> Snapshot | None:
+        """Turn a draft's upper directory into the snapshot above `parent`. None when it holds no change.
+
+        The same content above the same parent is the same snapshot, whoever commits it, however often.
+        """
+        with self.shared(), _disk_errors("layer"):
+            changes = Changeset(draft.upper, self.lowers(parent))
+            diff_id, tar_size = digest_of(changes)
+            if changes.is_empty:
+                return None
+            return self._adopt(draft, parent, diff_id, changes.content_size, tar_size, regenerable=True)
+
+    def _adopt(self, draft: Draft, parent: Digest | None, diff_id: Digest, size: int, tar_size: int, *, regenerable: bool) -> Snapshot:
+        chain_id = chain_id_above(parent, diff_id)
+        try:
+            os.rename(draft.upper, self._snapshots / chain_id.hex)
+        except OSError as err:  # somebody else was first: the same content by construction
+            if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        row = SnapshotRow(chain_id, diff_id, parent, size, tar_size, regenerable)
+        self._catalog.add_snapshot(row)
+        return self._snapshot(row)
+
+    def _snapshot(self, row: SnapshotRow) -> Snapshot:
+        return Snapshot(row.chain_id, row.diff_id, row.parent, self._snapshots / row.chain_id.hex, row.size, row.tar_size)
+
+    def snapshot(self, chain_id: str) -> Snapshot:
+        """The snapshot of this chain id; ImageNotFound."""
+        return self._snapshot(self._row(chain_id))
+
+    def _row(self, chain_id: str) -> SnapshotRow:
+        if row := self._catalog.snapshot(chain_id):
+            return row
+        raise _no_snapshot(chain_id)
+
+    def lowers(self, chain_id: str | None) -> tuple[str, ...]:
+        """The directories of a stack, lowest first, for an overlay's lower layers; empty for None. ImageNotFound."""
+        if chain_id is None:
+            return ()
+        chain = self._catalog.chain(chain_id)
+        if not chain:
+            raise _no_snapshot(chain_id)
+        return tuple(f"{self._snapshots}/{Digest(link).hex}" for link in chain)
+
+    def tree(self, chain_id: str | None) -> Tree:
+        """The file system of a stack, to look into without mounting it."""
+        return Tree(self.lowers(chain_id))
+
+    # images
+
+    def put_image(self, config: ImageConfig) -> Image:
+        """Make the image of this config, whose layers are snapshots here. InvalidImage when one is missing.
+
+        A layer made here gets no blob: its tar is written again, to the same digest, when the image leaves.
+        """
+        with self.shared(), _disk_errors("image"):
+            document = encode(config)
+            diff_ids = [Digest.parse(text) for text in config.rootfs.diff_ids]
+            layers = [self._layer_of(chain_id) for chain_id in chain_ids(diff_ids)]
+            descriptor = Descriptor(CONFIG_TYPE, document.digest, len(document.raw))
+            manifest = encode(Manifest(schema_version=2, media_type=MANIFEST_TYPE, config=descriptor, layers=layers))
+            return self.put_documents(manifest, document)
+
+    def _layer_of(self, chain_id: Digest) -> Descriptor:
+        row = self._catalog.snapshot(chain_id)
+        if row is None:
+            raise InvalidImage(f"config: its layer {chain_id[:19]}… is not in the store")
+        for descriptor in self._catalog.layer_blobs(row.diff_id):
+            if self._blobs.has(descriptor.digest):
+                return descriptor
+        if not row.regenerable:
+            hint = "load or pull its image again"
+            raise InvalidImage(f"layer {row.diff_id[:19]}…: its blob is gone and its tar cannot be written again", hint=hint)
+        return Descriptor(LAYER_TAR, row.diff_id, row.tar_size)
+
+    def put_documents(self, manifest: Document[Manifest], config: Document[ImageConfig]) -> Image:
+        """Take a received image whose layers have been applied. InvalidImage when the documents do not fit each other."""
+        image = Image(manifest, config)
+        _check_documents(image)
+        with self.shared(), _disk_errors("image"):
+            for chain_id in image.chain_ids:
+                if self._catalog.snapshot(chain_id) is None:
+                    raise InvalidImage(f"image {image.id.short}: its layer {chain_id[:19]}… has not been applied")
+            self._blobs.put(config.raw, manifest.value.config.media_type, None)
+            self._blobs.put(manifest.raw, manifest.value.media_type or MANIFEST_TYPE, None)
+            self._catalog.add_image(image.id, manifest.digest)
+        return image
+
+    def layer_stream(self, image: Image, index: int) -> IO[bytes]:
+        """The bytes of a layer as its manifest promises them: the stored blob, else the tar written again; verified at the end."""
+        descriptor = image.manifest.value.layers[index]
+        if self._blobs.has(descriptor.digest):
+            return self._blobs.open(descriptor)
+        if descriptor.digest != image.diff_ids[index]:
+            raise ImageError(f"layer {descriptor.digest[:19]}…: its blob is not in the store", hint="load or pull the image again")
+        parent = image.chain_ids[index - 1] if index else None
+        upper = self.snapshot(image.chain_ids[index]).path
+        return verified(io.BufferedReader(ChangesetReader(Changeset(upper, self.lowers(parent)))), descriptor)
+
+    def tag(self, reference: Reference, image: Image) -> None:
+        """Give an image a name; the name leaves whatever had it."""
+        with _disk_errors("name"):
+            if not self._catalog.set_name(str(reference), image.id):
+                raise ImageNotFound(f"image {image.id.short}: not in the store")
+
+    def untag(self, reference: Reference) -> bool:
+        """Take a name away; False when nothing had it."""
+        with _disk_errors("name"):
+            return self._catalog.drop_name(str(reference))
+
+    def names(self, image_id: str) -> list[Reference]:
+        """The names of one image, sorted."""
+        return [Reference.parse(text) for text in self._catalog.names_of(image_id)]
+
+    def references(self) -> list[tuple[Reference, Digest]]:
+        """All names and the image ids behind them, sorted."""
+        return [(Reference.parse(text), Digest(image_id)) for text, image_id in self._catalog.names()]
+
+    def images(self) -> list[Image]:
+        """All images, those without a name too."""
+        return [self._image(image_id, manifest) for image_id, manifest in self._catalog.images()]
+
+    def _image(self, image_id: str, manifest: str) -> Image:
+        return Image(decode(Manifest, self._document(manifest)), decode(ImageConfig, self._document(image_id)))
+
+    def _document(self, digest: str) -> bytes:
+        raw = self._blobs.path(digest).read_bytes()
+        if Digest.of(raw) != digest:
+            raise InvalidImage(f"blob {digest[:19]}…: damaged on disk", hint="remove the image and load, pull or build it again")
+        return raw
+
+    def find(self, name: str) -> Image:
+        """The image of this reference, image id (with or without `sha256:`) or unique id prefix. ImageNotFound, InvalidInput."""
+        image_id = self._find_id(name)
+        manifest = self._catalog.manifest_of(image_id)
+        if manifest is None:
+            raise self._not_found(name)
+        return self._image(image_id, manifest)
+
+    def _find_id(self, name: str) -> str:
+        reference = _reference_or_none(name)
+        if reference and (image_id := self._catalog.image_of(str(reference))):
+            return image_id
+        prefix = name.removeprefix("sha256:")
+        if len(prefix) >= _MIN_PREFIX and set(prefix) <= set("0123456789abcdef"):
+            found = self._catalog.images_by_prefix(f"sha256:{prefix}")
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise ImageNotFound(f"{name}: begins the ids of {len(found)} images", hint="write more of the id")
+        if reference is None and not name.startswith("sha256:"):
+            Reference.parse(name)  # says what is wrong with it
+        raise self._not_found(name)
+
+    def _not_found(self, name: str) -> ImageNotFound:
+        import difflib  # 4 ms, wanted only here
+
+        known = [Reference.parse(text).familiar for text, _ in self._catalog.names()]
+        reference = _reference_or_none(name)
+        close = difflib.get_close_matches(reference.familiar if reference else name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "`sandbox images` lists what there is"
+        return ImageNotFound(f"{name}: no such image", hint=hint)
+
+    def image_created(self, image_id: str) -> datetime | None:
+        """When the image says it was made; None when it does not say."""
+        created = decode(ImageConfig, self._document(image_id)).value.created
+        try:
+            return datetime.fromisoformat(created) if created else None
+        except ValueError:
+            return None
+
+    def image_size(self, image: Image) -> int:
+        """The bytes of all its layers' files."""
+        return sum(self._row(chain_id).size for chain_id in image.chain_ids)
+
+    def remove(self, image_id: str) -> None:
+        """Forget an image and its names, and delete the blobs no other image needs; its snapshots stay until pruned."""
+        if not self._catalog.drop_image(image_id):
+            raise ImageNotFound(f"image {image_id[:19]}: not in the store")
+        # While somebody makes an image, a blob without an image may be his: then it waits for the next prune.
+        with self._lock.hold(fcntl.LOCK_EX, wait=False) as alone:
+            if alone:
+                self._sweep_blobs()
+
+    def prune_snapshots(self, in_use: Container[str] = ()) -> list[Snapshot]:
+        """Delete the snapshots that no image needs and `in_use` does not hold (nor their descendants), and all stray files."""
+        with self.exclusive():
+            rows = self._catalog.snapshots()
+            needed = self._needed(rows, in_use)
+            dropped = [row for row in rows if row.chain_id not in needed]
+            for row in dropped:
+                self._catalog.drop_snapshot(row.chain_id)
+            self._sweep_blobs()
+            self._sweep_directories({row.chain_id.hex for row in rows if row.chain_id in needed})
+            return [self._snapshot(row) for row in dropped]
+
+    def _needed(self, rows: list[SnapshotRow], in_use: Container[str]) -> set[str]:
+        parents = {row.chain_id: row.parent for row in rows}
+        tops = {image.top for image in self.images()} | {row.chain_id for row in rows if row.chain_id in in_use}
+        needed: set[str] = set()
+        for top in tops:
+            link = top
+            while link is not None and link not in needed:
+                needed.add(link)
+                link = parents.get(link)
+        return needed
+
+    def _sweep_directories(self, kept: set[str]) -> None:
+        for path in self._snapshots.iterdir():
+            if path.name not in kept:
+                self._drafts.discard(path)
+        self._drafts.sweep()
+
+    def _sweep_blobs(self) -> None:
+        needed = {blob for image in self.images() for blob in _blobs_of(image)}
+        for digest in self._blobs.digests():
+            if digest not in needed:
+                self._catalog.drop_layers(digest)
+                self._blobs.remove(digest)
+        self._blobs.remove_temporary()
+
+    # build cache
+
+    def cached_step(self, key: str) -> CachedStep | None:
+        """What the build step of this key led to; None when unknown or pruned."""
+        row = self._catalog.step(key)
+        return CachedStep(Digest(row[0]) if row[0] else None) if row else None
+
+    def remember_step(self, key: str, parent: Digest | None, chain_id: Digest | None) -> None:
+        """Remember that the step of this key leads from `parent` to `chain_id` (the same when it changed nothing)."""
+        with _disk_errors("build cache"):
+            self._catalog.set_step(key, parent, chain_id)
+
+
+def chain_id_above(parent: Digest | None, diff_id: Digest) -> Digest:
+    """The chain id of a layer on top of a stack."""
+    return Digest.of(f"{parent} {diff_id}".encode()) if parent else diff_id
+
+
+def _no_snapshot(chain_id: str) -> ImageNotFound:
+    return ImageNotFound(f"snapshot {chain_id[:19]}…: not in the store", hint="build, load or pull the image again")
+
+
+def _blobs_of(image: Image) -> Iterator[str]:
+    yield image.id
+    yield image.manifest.digest
+    yield from (layer.digest for layer in image.manifest.value.layers)
+
+
+def _check_documents(image: Image) -> None:
+    manifest = image.manifest.value
+    if manifest.config.digest != image.id or manifest.config.size != len(image.config.raw):
+        raise InvalidImage(f"manifest {image.manifest.digest.short}: its config is {manifest.config.digest[:19]}…, not {image.id[:19]}…")
+    if len(manifest.layers) != len(image.diff_ids):
+        counts = f"{len(manifest.layers)} layers in the manifest, {len(image.diff_ids)} diff_ids in the config"
+        raise InvalidImage(f"image {image.id.short}: {counts}")
+
+
+def _reference_or_none(text: str) -> Reference | None:
+    try:
+        return Reference.parse(text)
+    except InvalidReference:
+        return None
+
+
+def _make_private(root: Path, directory: Path) -> None:
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(what: str) -> Iterator[None]:
+    """Say plainly that the disk is full; other errors pass."""
+    hint = "`sandbox prune` frees what no image or container needs"
+    try:
+        yield
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ImageError(f"{what}: {(err.strerror or 'disk full').lower()}", hint=hint) from err
+        raise
+    except sqlite3.OperationalError as err:
+        if err.sqlite_errorname == "SQLITE_FULL":
+            raise ImageError(f"{what}: no space left on device", hint=hint) from err
+        raise
