@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if not _is_controller(config) or config.option.collectonly:
         return
     found = leftovers.everything_left(config.stash[_BEFORE])
+    for _ in range(50 if found else 0):  # a neighbour's container may be running just now; what we left stays
+        threading.Event().wait(0.1)
+        found = [line for line in found if line in leftovers.everything_left()]
     if found:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,7 @@ def _groups(ids: frozenset[str] | None) -> Iterator[str]:
 
 
 def _network() -> Iterator[str]:
-    for device in os.listdir("/sys/class/net"):
+    for _, device in socket.if_nameindex():
         if device.startswith(_DEVICES):
             yield f"network device: {device}"
     if shutil.which("nft"):
