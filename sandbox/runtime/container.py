@@ -79,6 +79,7 @@ class Runtime:
             "pid": pid,
             "namespaces": state.get("namespaces", []),
             "joins": state.get("joins", []),
+            "into": state.get("into"),
             "process": process_plan(process, container),
             "detach": handling.detach,
             "interactive": handling.interactive,

@@ -24,7 +24,7 @@ class Joined(supervisor.Container):
         target = os.pidfd_open(self.plan["pid"])
         joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in self.plan["joins"]]
         self.link, inner = link.pair()
-        self.pid = os.fork()
+        self.pid = s.clone(0, self.plan["into"])
         if self.pid == 0:
             _enter_and_run(self.plan, inner, self.stdio, joins, target)
         self.pidfd = os.pidfd_open(self.pid)

@@ -63,11 +63,11 @@ class Container:
         group = self.plan["cgroup"]
         if group:
             _make_groups(group)
-        joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in group["joins"]] if group else []
+        joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in group["joins"] if path != group["slow_join"]] if group else []
         self.link, inner = link.pair()
         inside, self.pumps = self._wire_output()
         try:
-            self.pid = s.clone(flags_of(self.plan["namespaces"]))
+            self.pid = s.clone(flags_of(self.plan["namespaces"]), group["into"] if group else None)
             if self.pid == 0:
                 self.title.set("sandbox-init")
                 pid1.run(self.plan, inner, inside, joins)
@@ -308,7 +308,8 @@ def running_state(container: Container) -> dict[str, Any]:
         "supervisor": os.getpid(),
         "started": container.started,
         "namespaces": [*container.plan["namespaces"], *(["cgroup"] if container.plan["cgroup_namespace"] else [])],
-        "joins": group["joins"] if group else [],
+        "joins": [path for path in group["joins"] if path != group["slow_join"]] if group else [],
+        "into": group["into"] if group else None,
     }
 
 
