@@ -330,9 +330,8 @@ def _copy(raw: _Raw) -> ins.Copy:
         )
     if origin is not None and heredocs:
         raw.fail("--from: a heredoc comes from no stage", word="--from")
-    return ins.Copy(
-        raw.span, raw.text, sources, destination, heredocs, origin or None, raw.flags.get("chown"), raw.flags.get("chmod")
-    )
+    owner = raw.flags.get("chown"), raw.flags.get("chmod")
+    return ins.Copy(raw.span, raw.text, sources, destination, heredocs, *owner, origin or None)
 
 
 def _add(raw: _Raw) -> ins.Add:

@@ -51,26 +51,26 @@ class Run(Instruction):
 
 
 @dataclass(frozen=True)
-class Copy(Instruction):
-    """`COPY`: `sources` are patterns below the context, or below `origin` (--from) when given; `heredocs` become files too."""
+class Files(Instruction):
+    """What COPY and ADD have in common: `sources` are patterns, `heredocs` become files beside them."""
 
     sources: tuple[str, ...]
     destination: str
     heredocs: tuple[Heredoc, ...] = ()
-    origin: str | None = None
     chown: str | None = None
     chmod: str | None = None
 
 
 @dataclass(frozen=True)
-class Add(Instruction):
-    """`ADD`: as COPY from the context, and a local tar archive is unpacked."""
+class Copy(Files):
+    """`COPY`: the sources are below the context, or below `origin` (--from) when given."""
 
-    sources: tuple[str, ...]
-    destination: str
-    heredocs: tuple[Heredoc, ...] = ()
-    chown: str | None = None
-    chmod: str | None = None
+    origin: str | None = None
+
+
+@dataclass(frozen=True)
+class Add(Files):
+    """`ADD`: as COPY from the context, and a local tar archive is unpacked."""
 
 
 @dataclass(frozen=True)
