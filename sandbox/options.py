@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,38 @@ def parse_ulimit(text: str) -> tuple[str, int, int]:
     if not match:
         raise InvalidOption(f"ulimit {text!r}: not of the form name=soft[:hard]")
     return match[1], int(match[2]), int(match[3] or match[2])
+
+
+def parse_env_file(text: str, name: str = "env file") -> tuple[str, ...]:
+    """The `NAME=VALUE` and `NAME` lines of docker's --env-file: no quotes, no comments after a value, blanks at the end kept.
+    Raises InvalidOption with the line number."""
+    kept = []
+    for number, raw in enumerate(text.split("\n"), 1):
+        line = raw.removesuffix("\r").lstrip()
+        if not line or line.startswith("#"):
+            continue
+        key = line.partition("=")[0]
+        if not key:
+            raise InvalidOption(f"{name} line {number}: no variable name before the =")
+        if any(blank in key for blank in " \t\n\v\f\r\x85\xa0"):
+            raise InvalidOption(f"{name} line {number}: variable {key!r} contains blanks")
+        kept.append(line)
+    return tuple(kept)
+
+
+def with_environment(entries: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """`NAME=VALUE` for each entry; a bare NAME takes its value from `environ`, and is left out when that has none.
+    Raises InvalidOption for an entry without a name."""
+    made = []
+    for entry in entries:
+        name, equals, _ = entry.partition("=")
+        if not name:
+            raise InvalidOption(f"environment {entry!r}: no variable name", hint="write NAME=VALUE, or NAME")
+        if equals:
+            made.append(entry)
+        elif name in environ:
+            made.append(f"{name}={environ[name]}")
+    return tuple(made)
 
 
 def parse_choice(*choices: str) -> Callable[[str], str]:

@@ -1,0 +1,230 @@
+"""The command `sandbox` (and `jupyter sandbox`): docker's verbs, thin over Engine.
+
+The tables below say where each verb lives; a verb's module is imported when it is used, so that `sandbox --help` costs
+one import of click and nothing of the engine. To add a verb: add a row here and a click command in its module.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from sandbox.errors import SandboxError
+
+PROGRAM = "sandbox"
+ENGINE_ERROR, USAGE_ERROR, INTERRUPTED = 125, 1, 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where one verb is: the click command `function` of `sandbox.cli.<module>`, and its line in the list."""
+
+    module: str
+    function: str
+    help: str
+
+
+VERBS: dict[str, dict[str, Verb]] = {
+    "Images": {
+        "capture": Verb("images", "capture", "Make a base image of this machine's own Python"),
+        "import": Verb("images", "import_", "Make an image of a root file system tar"),
+        "build": Verb("build", "build", "Build an image from a Dockerfile"),
+        "images": Verb("images", "images", "List images"),
+        "rmi": Verb("images", "rmi", "Remove images"),
+        "tag": Verb("images", "tag", "Give an image another name"),
+        "history": Verb("images", "history", "Show the layers of an image"),
+        "save": Verb("images", "save", "Write images to a tar archive"),
+        "load": Verb("images", "load", "Read images from a tar archive"),
+    },
+    "Containers": {
+        "run": Verb("run", "run", "Run a program in a new container"),
+        "create": Verb("run", "create", "Create a container without starting it"),
+        "start": Verb("run", "start", "Start stopped containers"),
+        "exec": Verb("run", "exec_", "Run a program in a running container"),
+        "ps": Verb("containers", "ps", "List containers"),
+        "logs": Verb("containers", "logs", "Show what a container printed"),
+        "wait": Verb("containers", "wait", "Wait until containers stop, then print their exit codes"),
+        "stop": Verb("containers", "stop", "Stop running containers"),
+        "kill": Verb("containers", "kill", "Send a signal to running containers"),
+        "restart": Verb("containers", "restart", "Stop containers and start them again"),
+        "rm": Verb("containers", "rm", "Remove containers"),
+        "top": Verb("watching", "top", "List the processes of a container"),
+        "stats": Verb("watching", "stats", "Show what containers use, live"),
+        "cp": Verb("copy", "cp", "Copy files between a container and this machine"),
+        "diff": Verb("containers", "diff", "List what changed in a container's file system"),
+        "commit": Verb("containers", "commit", "Make an image of a container's changes"),
+        "export": Verb("containers", "export", "Write a container's file system as a tar"),
+    },
+    "Both": {
+        "inspect": Verb("inspect", "inspect", "Show everything about images or containers as JSON"),
+        "prune": Verb("system", "prune", "Remove stopped containers, dangling images and unused layers"),
+        "doctor": Verb("system", "doctor", "Say what this machine allows"),
+        "version": Verb("system", "version", "Show the version"),
+        "info": Verb("system", "info", "Show the engine's state and the machine"),
+    },
+}
+
+GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
+    "image": (
+        "Manage images",
+        {
+            "build": VERBS["Images"]["build"],
+            "capture": VERBS["Images"]["capture"],
+            "history": VERBS["Images"]["history"],
+            "import": VERBS["Images"]["import"],
+            "inspect": Verb("inspect", "inspect_image", "Show everything about images as JSON"),
+            "load": VERBS["Images"]["load"],
+            "ls": Verb("images", "images", "List images"),
+            "prune": Verb("system", "prune_images", "Remove unused images"),
+            "rm": Verb("images", "rmi", "Remove images"),
+            "save": VERBS["Images"]["save"],
+            "tag": VERBS["Images"]["tag"],
+        },
+    ),
+    "container": (
+        "Manage containers",
+        {
+            **VERBS["Containers"],
+            "inspect": Verb("inspect", "inspect_container", "Show everything about containers as JSON"),
+            "ls": Verb("containers", "ps", "List containers"),
+            "prune": Verb("system", "prune_containers", "Remove all stopped containers"),
+        },
+    ),
+    "system": (
+        "Manage the engine",
+        {
+            "info": VERBS["Both"]["info"],
+            "prune": VERBS["Both"]["prune"],
+            "doctor": VERBS["Both"]["doctor"],
+        },
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are rows of tables until one is called. `sections` are printed under their titles."""
+
+    def __init__(self, name: str, sections: Mapping[str, Mapping[str, Verb]], groups: Mapping[str, str], **attributes: object) -> None:
+        # click's own constructor arguments; this class adds none of its own to them.
+        super().__init__(name, **attributes)  # type: ignore[arg-type]
+        self.sections, self.groups = sections, groups
+        self.verbs = {name: verb for section in sections.values() for name, verb in section.items()}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the tables' order."""
+        return [*self.verbs, *self.groups]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, its module imported now."""
+        if cmd_name in self.groups:
+            return group_of(cmd_name)
+        if (verb := self.verbs.get(cmd_name)) is None:
+            return None
+        command = getattr(import_module(f"sandbox.cli.{verb.module}"), verb.function)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{verb.module}.{verb.function}: not a click command")
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which name was probably meant."""
+        name = args[0]
+        if not name.startswith("-") and name not in self.list_commands(ctx) and not ctx.resilient_parsing:
+            raise click.UsageError(f"{name!r}: no such command{_near(name, self.list_commands(ctx))}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The tables, as they stand: no command is imported for its help."""
+        for title, section in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, verb.help) for name, verb in section.items()])
+        if self.groups:
+            with formatter.section("Groups"):
+                formatter.write_dl(list(self.groups.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        """The names that begin so, without importing any command."""
+        from click.shell_completion import CompletionItem
+
+        texts = {**{name: verb.help for name, verb in self.verbs.items()}, **self.groups}
+        found = [CompletionItem(name, help=text) for name, text in texts.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    found = get_close_matches(name, known, n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def group_of(name: str) -> LazyGroup:
+    """docker's group of that name."""
+    help, verbs = GROUPS[name]
+    return LazyGroup(name, {"Commands": verbs}, {}, help=help, context_settings={"help_option_names": ["--help"]})
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from sandbox.cli.system import version_text
+
+        click.echo(f"{PROGRAM} version {version_text()}")
+        ctx.exit()
+
+
+def program() -> LazyGroup:
+    """The whole command line, as a click group."""
+    options = [
+        click.Option(
+            ["--root"], type=click.Path(file_okay=False, path_type=Path), envvar="SANDBOX_ROOT", metavar="DIR",
+            help="The engine's state directory (also SANDBOX_ROOT)."
+        ),
+        click.Option(["-D", "--debug"], is_flag=True, help="Log each step, and show tracebacks."),
+        click.Option(["-v", "--version"], is_flag=True, help="Show the version.", callback=_show_version, expose_value=False),
+    ]  # fmt: skip
+    return LazyGroup(
+        PROGRAM,
+        VERBS,
+        {name: help for name, (help, _) in GROUPS.items()},
+        params=options,
+        help="Build images and run containers without a daemon; verbs and flags are docker's.",
+        epilog=f"{PROGRAM} VERB --help tells more. Names and unique id prefixes name images and containers.",
+        context_settings={"help_option_names": ["--help"], "max_content_width": 120},
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command line; the process's exit status. Every error becomes text on stderr here and nowhere else."""
+    from sandbox.cli import failures
+
+    try:
+        result = program().main(args=list(argv), prog_name=_program_name(), standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.UsageError as err:
+        return failures.show_usage_error(err)
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _reader_gone()
+    except SandboxError as err:
+        return failures.show_error(err, argv)
+    except OSError as err:
+        return failures.show_error(SandboxError(failures.system_text(err)), argv)
+
+
+def _program_name() -> str:
+    name = Path(sys.argv[0]).name
+    return "jupyter sandbox" if name == "jupyter-sandbox" else PROGRAM
+
+
+def _reader_gone() -> int:
+    """`sandbox ps | head -1`: what is left in the buffer has no reader; the interpreter must not try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+

@@ -1,0 +1,90 @@
+"""How errors look on stderr, and which exit status they give (docker's)."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from sandbox.errors import DockerfileError, SandboxError, StepFailed
+
+ENGINE_ERROR = 125
+"""What `run` gives when the error is the engine's and not the program's."""
+_OWN_STATUS = ("run", "create")
+_LAST_LINES = 10
+
+
+def show_error(error: SandboxError, argv: Sequence[str]) -> int:
+    """Print it; the exit status for the command line `argv` (empty: a verb that goes on with its next name)."""
+    from sandbox.cli.invocation import is_debugging
+
+    if is_debugging():
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    click.echo("\n".join(error_lines(error)), err=True)
+    return ENGINE_ERROR if verb_of(argv) in _OWN_STATUS else 1
+
+
+def error_lines(error: SandboxError) -> list[str]:
+    """`sandbox: message`, what belongs to it, `hint: …`."""
+    hint = [f"hint: {error.hint}"] if error.hint else []
+    return [f"sandbox: {error}", *_details(error), *hint]
+
+
+def _details(error: SandboxError) -> list[str]:
+    if isinstance(error, DockerfileError):
+        return error.excerpt.splitlines()
+    if isinstance(error, StepFailed):
+        return step_details(error, place="")
+    return []
+
+
+def step_details(error: StepFailed, *, place: str) -> list[str]:
+    """What stands around the failed line, and the last it printed. `place` says which step of which stage."""
+    output = [line.rstrip() for line in error.output.splitlines() if line.strip()][-_LAST_LINES:]
+    last = ["  last output:", *(f"    {line}" for line in output)] if output else []
+    return [*([f"  {place}"] if place else []), *error.excerpt.splitlines(), *last]
+
+
+def system_text(error: OSError) -> str:
+    """`x.tar: no such file or directory`."""
+    reason = (error.strerror or os.strerror(error.errno or 0)).lower()
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def show_usage_error(error: click.UsageError) -> int:
+    """Print what is wrong and how the verb is used. A wrong flag gives 125 as in docker, and so does anything wrong with
+    `run`; wrong arguments elsewhere give 1."""
+    ctx = error.ctx
+    lines = [f"sandbox: {_uncapitalized(error.format_message())}"]
+    if hint := getattr(error, "hint", None):
+        lines.append(f"hint: {hint}")
+    if ctx:
+        lines += ["", ctx.get_usage(), f"Run '{ctx.command_path} --help' for more information"]
+    click.echo("\n".join(lines), err=True)
+    verb = ctx.info_name if ctx else None
+    return ENGINE_ERROR if is_flag_error(error) or verb in _OWN_STATUS else 1
+
+
+def is_flag_error(error: click.UsageError) -> bool:
+    """Whether a flag is wrong, and not an argument."""
+    if isinstance(error, click.NoSuchOption | click.BadOptionUsage):
+        return True
+    return isinstance(error, click.BadParameter) and isinstance(error.param, click.Option)
+
+
+def _uncapitalized(text: str) -> str:
+    text = text.strip().removesuffix(".")
+    return text[:1].lower() + text[1:]
+
+
+def verb_of(argv: Sequence[str]) -> str | None:
+    """The verb of a command line: its first word that is no global option (`image`, `container`, `system` are skipped)."""
+    words = iter(argv)
+    for word in words:
+        if word == "--root":
+            next(words, None)
+        elif not word.startswith("-") and word not in ("image", "container", "system"):
+            return word
+    return None

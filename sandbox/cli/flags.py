@@ -1,0 +1,106 @@
+"""Rows of sandbox.options as click options, and back into their dataclasses. Verb-specific flags stay with their verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sandbox.errors import InvalidOption
+from sandbox.options import Option
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Made = TypeVar("Made", bound="DataclassInstance")
+
+
+class Converted(click.ParamType[Any]):  # Any: what a row's converter makes
+    """A value that one of sandbox.options' converters reads."""
+
+    def __init__(self, convert: Callable[[str], Any], name: str) -> None:
+        self.reader, self.name = convert, name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value of this text; click's BadParameter, with the hint, when it cannot be read."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.reader(value)
+        except InvalidOption as err:
+            wrong = click.BadParameter(str(err), ctx, param)
+            wrong.hint = err.hint  # type: ignore[attr-defined]  # sandbox.cli.failures prints it
+            raise wrong from err
+
+
+def option_of(row: Option) -> click.Option:
+    """One row as a click option; a flag that was not given leaves None."""
+    if row.is_switch:
+        return click.Option([*row.names, row.field], is_flag=True, default=None, help=row.help)
+    convert = row.convert or str
+    return click.Option([*row.names, row.field], type=Converted(convert, row.field), multiple=row.repeat, metavar=row.metavar, help=row.help)
+
+
+def given(made: Made, values: Mapping[str, object]) -> Made:
+    """`made` with those of the values that were given and are its fields."""
+    known = {f.name for f in fields(made)}
+    return replace(made, **{name: value for name, value in values.items() if name in known and value not in (None, ())})
+
+
+class VerbCommand(click.Command):
+    """A verb: switches also take `=true` and `=false` as docker's do."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does, after the switches with a value became switches without."""
+        switches, valued = set(), set()
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option):
+                (switches if param.is_flag else valued).update(param.opts)
+        plain = plain_switches(args, switches, valued, interspersed=ctx.allow_interspersed_args)
+        return super().parse_args(ctx, plain)
+
+
+def plain_switches(args: Sequence[str], switches: set[str], valued: set[str], *, interspersed: bool) -> list[str]:
+    """`--rm=true` → `--rm`, `--rm=false` → nothing, as far as flags go on this line."""
+    plain: list[str] = []
+    words = iter(args)
+    for word in words:
+        name, equals, value = word.partition("=")
+        is_flag = word.startswith("-") and word != "-"
+        if word == "--" or (not is_flag and not interspersed):
+            return [*plain, word, *words]
+        if equals and name in switches and value in ("true", "false"):
+            plain += [name] if value == "true" else []
+            continue
+        plain.append(word)
+        if takes_next(word, switches, valued):
+            plain += [value for value in [next(words, None)] if value is not None]
+    return plain
+
+
+def takes_next(word: str, switches: set[str], valued: set[str]) -> bool:
+    """Whether the value of this flag is the next word (`--name x`, `-e x`, `-ite x`; not `--name=x`, `-ex`)."""
+    if word.startswith("--"):
+        return word in valued
+    letters = word[1:]
+    for place, letter in enumerate(letters, 1):
+        if f"-{letter}" in valued:
+            return place == len(letters)
+        if f"-{letter}" not in switches:
+            return False
+    return False
+
+
+def verb(name: str, rows: Sequence[Option] = (), *, interspersed: bool = True) -> Callable[[Callable[..., int | None]], click.Command]:
+    """Decorator: a function as verb `name` with the rows' options; its docstring is the help. With `interspersed=False`
+    the first argument that is no flag ends the flags, as docker's `run IMAGE CMD --its-flags` needs."""
+
+    def decorate(function: Callable[..., int | None]) -> click.Command:
+        settings = {"help_option_names": ["--help"], "allow_interspersed_args": interspersed}
+        command = click.command(name, cls=VerbCommand, context_settings=settings)(function)
+        command.params = [*command.params, *map(option_of, rows)]
+        return command
+
+    return decorate

@@ -1,0 +1,91 @@
+"""What every verb needs of the command line it was called by: the engine, several names at once, a question."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.errors import SandboxError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from sandbox.engine import Engine
+
+
+@contextmanager
+def engine() -> Iterator[Engine]:
+    """The engine of `--root`, closed afterwards."""
+    from sandbox.engine import Engine
+
+    with Engine(state_directory(click.get_current_context())) as opened:
+        yield opened
+
+
+def state_directory(ctx: click.Context) -> Path | None:
+    """What `--root` or SANDBOX_ROOT says; None when neither does."""
+    root = ctx.find_root().params.get("root")
+    return root if isinstance(root, Path) else None
+
+
+def is_debugging() -> bool:
+    """Whether `--debug` was given."""
+    ctx = click.get_current_context(silent=True)
+    return bool(ctx and ctx.find_root().params.get("debug"))
+
+
+def each(names: Sequence[str], action: Callable[[str], str | None]) -> int:
+    """Do `action` for each name and print what it answers (docker prints the name back); a failure is reported and the
+    rest still done. The status is 1 when one failed."""
+    from sandbox.cli.failures import show_error
+
+    status = 0
+    for name in names:
+        try:
+            if (answer := action(name)) is not None:
+                click.echo(answer)
+        except SandboxError as err:
+            status = show_error(err, ())
+    return status
+
+
+def confirm(question: str) -> bool:
+    """docker's `[y/N]` question; without a terminal to answer from it is a no."""
+    click.echo(f"{question} [y/N] ", nl=False)
+    answer = sys.stdin.readline() if not sys.stdin.closed else ""
+    return answer.strip().lower() in ("y", "yes")
+
+
+def write_bytes(data: bytes, fd: int = 1) -> None:
+    """Everything to the descriptor, unbuffered."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def complete_images(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Image names for the shell."""
+    from click.shell_completion import CompletionItem
+
+    from sandbox.engine import Engine
+
+    with Engine(state_directory(ctx)) as opened:
+        names = [f"{row.repository}:{row.tag}" for row in opened.images() if row.repository]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Container names for the shell."""
+    from click.shell_completion import CompletionItem
+
+    from sandbox.engine import Engine
+
+    with Engine(state_directory(ctx)) as opened:
+        found = opened.containers(all=True)
+    return [CompletionItem(c.name, help=c.status) for c in found if c.name.startswith(incomplete)]

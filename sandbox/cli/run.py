@@ -1,0 +1,130 @@
+"""Verbs that start a program: run, create, start, exec."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.flags import given, verb
+from sandbox.cli.invocation import complete_containers, complete_images, each, engine
+from sandbox.cli.terminal import followed_window, forwarded_signals, raw_keys
+from sandbox.errors import InvalidOption
+from sandbox.options import RUN, RunOptions, parse_env_file, with_environment
+
+if TYPE_CHECKING:
+    from sandbox.engine import Container
+    from sandbox.runtime.container import Running
+    from sandbox.runtime.spec import Completed
+
+_EXEC = [row for row in RUN if row.field in ("detach", "interactive", "tty", "env", "env_file", "workdir", "user")]
+_CREATE = [row for row in RUN if row.field not in ("detach",)]
+image_argument = click.argument("image", shell_complete=complete_images)
+command_argument = click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND] [ARG]...")
+
+
+@verb("run", RUN, interspersed=False)
+@image_argument
+@command_argument
+def run(image: str, command: Sequence[str], **values: object) -> int:
+    """Run a program in a new container of IMAGE; the exit status is the program's.
+
+    125: the engine failed, 126: the program cannot be executed, 127: it is not there, 128+n: signal n ended it.
+    """
+    options = run_options(values)
+    refuse_missing_terminal(options)
+    with engine() as opened:
+        container = opened.create(image, command, options=options)
+        if options.detach:
+            container.start()
+            click.echo(container.id)
+            return 0
+        return attach(container.attach(interactive=options.interactive), options)
+
+
+@verb("create", _CREATE, interspersed=False)
+@image_argument
+@command_argument
+def create(image: str, command: Sequence[str], **values: object) -> None:
+    """Make a container of IMAGE without starting it, and print its id."""
+    with engine() as opened:
+        click.echo(opened.create(image, command, options=run_options(values)).id)
+
+
+@verb("start")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=complete_containers)
+@click.option("-a", "--attach", "attached", is_flag=True, help="Show its output and wait for its end.")
+@click.option("-i", "--interactive", is_flag=True, help="Also give it this stdin.")
+def start(names: Sequence[str], attached: bool, interactive: bool) -> int:
+    """Start stopped containers."""
+    if (attached or interactive) and len(names) > 1:
+        raise InvalidOption("start: only one container can be attached")
+    with engine() as opened:
+        if attached or interactive:
+            container = opened.container(names[0])
+            return attach(container.attach(interactive=interactive), RunOptions(interactive=interactive))
+        return each(names, lambda name: _start(opened.container(name), name))
+
+
+def _start(container: Container, name: str) -> str:
+    container.start()
+    return name
+
+
+@verb("exec", _EXEC, interspersed=False)
+@click.argument("name", metavar="CONTAINER", shell_complete=complete_containers)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND [ARG]...")
+def exec_(name: str, command: Sequence[str], **values: object) -> int:
+    """Run one more program in a running container; the exit status is the program's."""
+    options = run_options(values)
+    refuse_missing_terminal(options)
+    with engine() as opened:
+        container = opened.container(name)
+        return attach(container.attach_exec(command, options=options), options)
+
+
+def attach(running: Running, options: RunOptions) -> int:
+    """Stay with the program until it ends; its exit status. Signals, keys and the window's size reach it meanwhile."""
+    with running, ExitStack() as entered:
+        if options.tty and options.interactive:
+            entered.enter_context(raw_keys(0))
+        if options.tty and os.isatty(1):
+            entered.enter_context(followed_window(running, 1))
+        passed = entered.enter_context(forwarded_signals(running))
+        completed = running.wait()
+    tell_reason(completed, passed)
+    return completed.exit_code
+
+
+def tell_reason(completed: Completed, passed: Sequence[int] = ()) -> None:
+    """One line on stderr when it ended for a reason that is not the program's own, nor a signal the user sent through us."""
+    if completed.reason and not (completed.why == "signal" and completed.signal in passed):
+        click.echo(f"sandbox: {completed.reason}", err=True)
+
+
+def run_options(values: Mapping[str, object]) -> RunOptions:
+    """The options, with the variables of files and of this environment read in: this is the edge where that happens."""
+    options = given(RunOptions(), values)
+    from_files = [line for file in options.env_file for line in parse_env_file(_read(file), file)]
+    environment = with_environment([*from_files, *options.env], os.environ)
+    return replace(options, env=environment, env_file=())
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise InvalidOption(f"--env-file {file}: not UTF-8 text") from err
+    except OSError as err:
+        raise InvalidOption(f"--env-file {file}: {(err.strerror or 'cannot be read').lower()}") from err
+
+
+def refuse_missing_terminal(options: RunOptions) -> None:
+    """docker's rule for -it without a terminal; raises InvalidOption."""
+    if options.tty and options.interactive and not options.detach and not os.isatty(0):
+        raise InvalidOption("-it: stdin is not a terminal", hint="leave out -t")

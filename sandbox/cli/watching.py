@@ -1,0 +1,121 @@
+"""What containers do now: top and stats."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.containers import name_argument
+from sandbox.cli.flags import verb
+from sandbox.cli.formatting import Field, Listing, aligned, memory_text, short_id
+from sandbox.cli.images import format_option, no_trunc_option
+from sandbox.cli.invocation import complete_containers, engine
+from sandbox.errors import ContainerNotFound, WrongState
+
+if TYPE_CHECKING:
+    from sandbox.engine import Container, Engine, Stats
+
+_HOME_AND_CLEAR = "\033[H\033[J"
+_INTERVAL = 1.0
+
+
+@verb("top")
+@name_argument
+def top(name: str) -> None:
+    """List the processes of a container, with the pids this machine knows them by."""
+    with engine() as opened:
+        rows = opened.container(name).top()
+    table = [["UID", "PID", "PPID", "TIME", "CMD"], *([r.user, str(r.pid), str(r.ppid), r.time, r.command] for r in rows)]
+    for line in aligned(table):
+        click.echo(line)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One container of `stats`; `stats` is None when it does not run."""
+
+    container: Container
+    stats: Stats | None
+    truncate: bool
+
+    @property
+    def id(self) -> str:
+        """The id as asked for."""
+        return short_id(self.container.id) if self.truncate else self.container.id
+
+
+def _cpu(measured: Measured) -> str:
+    percent = measured.stats.cpu_percent if measured.stats else 0.0
+    return "--" if percent is None else f"{percent:.2f}%"
+
+
+def _memory(measured: Measured) -> str:
+    if measured.stats is None:
+        return "0B / 0B"
+    used, limit = measured.stats.memory, measured.stats.memory_limit
+    return f"{'--' if used is None else memory_text(used)} / {'--' if limit is None else memory_text(limit)}"
+
+
+def _memory_share(measured: Measured) -> str:
+    if measured.stats is None:
+        return "0.00%"
+    used, limit = measured.stats.memory, measured.stats.memory_limit
+    return "--" if used is None or not limit else f"{100 * used / limit:.2f}%"
+
+
+def _pids(measured: Measured) -> str:
+    pids = measured.stats.pids if measured.stats else 0
+    return "--" if pids is None else str(pids)
+
+
+STATS: Listing[Measured] = Listing(
+    [
+        Field("BlockIO", "BLOCK I/O", lambda m: "--"),
+        Field("CPUPerc", "CPU %", _cpu),
+        Field("Container", "CONTAINER", lambda m: m.id),
+        Field("ID", "CONTAINER ID", lambda m: m.id),
+        Field("MemPerc", "MEM %", _memory_share),
+        Field("MemUsage", "MEM USAGE / LIMIT", _memory),
+        Field("Name", "NAME", lambda m: m.container.name),
+        Field("NetIO", "NET I/O", lambda m: "--"),
+        Field("PIDs", "PIDS", _pids),
+    ],
+    ["ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs"],
+)
+
+
+@verb("stats")
+@click.argument("names", nargs=-1, metavar="[CONTAINER]...", shell_complete=complete_containers)
+@click.option("-a", "--all", "show_all", is_flag=True, help="Also those that do not run.")
+@click.option("--no-stream", is_flag=True, help="One look, and no more.")
+@format_option
+@no_trunc_option
+def stats(names: Sequence[str], show_all: bool, no_stream: bool, format: str | None, no_trunc: bool) -> None:
+    """Show what containers use (all running ones when none is named), again every second."""
+    with engine() as opened:
+        found = [opened.container(name) for name in names]
+        stopped = threading.Event()
+        while True:
+            shown = found or opened.containers(all=show_all)
+            _show_once(opened, [_measure(c, not no_trunc) for c in shown], format, clear=not no_stream)
+            if no_stream or stopped.wait(_INTERVAL):
+                return
+
+
+def _show_once(opened: Engine, measured: Sequence[Measured], format: str | None, *, clear: bool) -> None:
+    text = "\n".join(STATS.lines(measured, format))
+    click.echo((_HOME_AND_CLEAR if clear and sys.stdout.isatty() else "") + text)
+    sys.stdout.flush()
+
+
+def _measure(container: Container, truncate: bool) -> Measured:
+    """What it uses; a container that does not run, or ended just now, uses nothing."""
+    try:
+        return Measured(container, container.stats() if container.status == "running" else None, truncate)
+    except (WrongState, ContainerNotFound):
+        return Measured(container, None, truncate)
