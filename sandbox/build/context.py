@@ -211,6 +211,10 @@ class Context:
         """None: attributes of the host's files say nothing about the image."""
         return {}
 
+    def is_hidden(self, path: str) -> bool:
+        """Whether it is there and .dockerignore hides it."""
+        return self._matcher is not None and self._matcher.matches("/".join(_clean(path))) and self._entry(_clean(path)) is not None
+
     def _entry(self, names: list[str]) -> Entry | None:
         """The entry at a path without links in it; None when there is none."""
         path = "/" + "/".join(names)

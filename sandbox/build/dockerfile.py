@@ -7,7 +7,7 @@ the parser directives, and errors a person can act on. A new instruction is one 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -55,15 +55,14 @@ def parse(text: str, name: str = "Dockerfile") -> Dockerfile:
     return Dockerfile(source, instructions, escape, directives, warnings)
 
 
-def parse_triggers(texts: list[str] | tuple[str, ...], escape: str = "\\") -> tuple[ins.Instruction, ...]:
-    """The ONBUILD triggers of a base image as instructions; the spans count within each trigger's own text."""
-    found: list[ins.Instruction] = []
+def parse_triggers(texts: Iterable[str]) -> tuple[tuple[ins.Instruction, SourceText], ...]:
+    """The ONBUILD triggers a base image keeps, each with its own text, in which its span counts; DockerfileError."""
+    found: list[tuple[ins.Instruction, SourceText]] = []
     for text in texts:
-        source = _source(f"# escape={escape}\n{text}", "ONBUILD trigger of the base image")
-        parsed, *_ = _parse_all(source)
-        for instruction in parsed:
+        source = _source(text, "ONBUILD trigger of the base image,")
+        for instruction in _parse_all(source)[0]:
             _check_trigger(source, instruction)
-        found += parsed
+            found.append((instruction, source))
     return tuple(found)
 
 

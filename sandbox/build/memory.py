@@ -1,0 +1,106 @@
+"""What a build remembers beside the store's cache of steps: when each step was first made, and what files hold.
+
+The time goes into the image's history, so a build from the cache gives the same config and the same image id as the
+build that filled it. File digests are kept by device, inode, size, mtime and ctime: an unchanged file costs a stat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+_SCHEMA = """
+create table if not exists times (key text primary key, created text not null) without rowid;
+create table if not exists files (dev integer, ino integer, size integer, mtime integer, ctime integer, digest blob not null,
+    primary key (dev, ino)) without rowid;
+"""
+_SETTLED_NS = 100_000_000
+"""A file changed less long ago may change again within the same tick of the file system's clock (git's racy index)."""
+_CHUNK = 1 << 20
+
+
+class Memory:
+    """The file ROOT/build.db, opened for one build; digests learned are written when it is closed."""
+
+    def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
+        if not path.exists():
+            _create(path)
+        self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
+        self._db.execute("pragma synchronous = normal")
+        self._clock = clock
+        self._learned: dict[tuple[int, ...], tuple[int, int, int, int, int, bytes]] = {}
+
+    def close(self) -> None:
+        """Write what was learned."""
+        try:
+            self._flush()
+        finally:
+            self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def created(self, key: str) -> str | None:
+        """When the step of this key was made, as the history has it."""
+        row = self._db.execute("select created from times where key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def remember_created(self, key: str, created: str) -> None:
+        """Keep the time of a step just made; a later one replaces it."""
+        self._db.execute("insert into times values (?, ?) on conflict do update set created = excluded.created", (key, created))
+
+    def file_digest(self, status: os.stat_result, open_file: Callable[[], int]) -> bytes:
+        """The sha256 of a regular file, read only when it is not the file remembered. `open_file` gives an fd, closed here."""
+        known = self._known(status)
+        if known is not None:
+            return known
+        fd = open_file()
+        with os.fdopen(fd, "rb", buffering=0) as stream:
+            before = os.fstat(fd)
+            digest = hashlib.file_digest(stream, "sha256").digest()
+            after = os.fstat(fd)
+        if _identity(before) == _identity(after) and self._clock() - after.st_ctime_ns > _SETTLED_NS:
+            self._learned[_identity(after)[:2]] = (*_identity(after), digest)
+        return digest
+
+    def _known(self, status: os.stat_result) -> bytes | None:
+        place = _identity(status)[:2]
+        row = self._learned.get(place) or self._db.execute("select * from files where dev = ? and ino = ?", place).fetchone()
+        return row[5] if row and row[:5] == _identity(status) else None
+
+    def _flush(self) -> None:
+        if self._learned:
+            self._db.execute("begin immediate")
+            self._db.executemany("insert or replace into files values (?, ?, ?, ?, ?, ?)", self._learned.values())
+            self._db.execute("commit")
+            self._learned.clear()
+
+
+def _create(path: Path) -> None:
+    """Make the file beside its place: two processes that switch one file to WAL at once would find it locked."""
+    new = path.with_name(f"{path.name}.new-{os.urandom(8).hex()}")
+    try:
+        db = sqlite3.connect(new, isolation_level=None)
+        try:
+            db.execute("pragma journal_mode = wal")
+            db.executescript(_SCHEMA)
+        finally:
+            db.close()
+        with contextlib.suppress(FileExistsError):
+            os.link(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    # sqlite's integers are signed: an inode above 2**63 would not fit
+    return status.st_dev, status.st_ino & (2**63 - 1), status.st_size, status.st_mtime_ns, status.st_ctime_ns
