@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from sandbox.build.site import Site
 from sandbox.build.state import DEFAULT_PATH, BuildState, Change
 from sandbox.errors import BuildError
 from sandbox.image.store import Draft
+from sandbox.image.tree import Tree, is_opaque
 from sandbox.runtime.spec import Completed, ContainerSpec, Mount, Network, Process, Rootfs
 
 _TAIL = 4096
@@ -94,6 +96,20 @@ def _run(draft: Draft, *, state: BuildState, script: _Script, network: Network, 
     if not completed.ok:
         message = completed.reason or f"exit code {completed.exit_code}"
         raise CommandFailed(message, completed=completed, output=tail.text())
+    _forget_mount_points(draft, site.store.tree(state.top))
+
+
+def _forget_mount_points(draft: Draft, below: Tree) -> None:
+    """The runtime mounts files in /etc and takes the mount points back; the directory's copy in the layer, with the time of
+    the build, would be left: a step that changes nothing would make a layer, and no two builds the same one."""
+    directory = draft.upper / "etc"
+    entry = below.lookup("/etc")
+    if entry is None or not entry.is_dir or directory.is_symlink() or not directory.is_dir() or is_opaque(str(directory)):
+        return
+    status = directory.stat()
+    if (status.st_mode, status.st_uid, status.st_gid) == (entry.stat.st_mode, entry.stat.st_uid, entry.stat.st_gid):
+        with contextlib.suppress(OSError):  # not empty: the step did change something there
+            directory.rmdir()
 
 
 def _mounts(draft: Draft, script: _Script) -> tuple[Mount, ...]:
