@@ -43,10 +43,10 @@ VERBS: dict[str, dict[str, Verb]] = {
         "load": Verb("images", "load", "Read images from a tar archive"),
     },
     "Containers": {
-        "run": Verb("run", "run", "Run a program in a new container"),
-        "create": Verb("run", "create", "Create a container without starting it"),
-        "start": Verb("run", "start", "Start stopped containers"),
-        "exec": Verb("run", "exec_", "Run a program in a running container"),
+        "run": Verb("running", "run", "Run a program in a new container"),
+        "create": Verb("running", "create", "Create a container without starting it"),
+        "start": Verb("running", "start", "Start stopped containers"),
+        "exec": Verb("running", "exec_", "Run a program in a running container"),
         "ps": Verb("containers", "ps", "List containers"),
         "logs": Verb("containers", "logs", "Show what a container printed"),
         "wait": Verb("containers", "wait", "Wait until containers stop, then print their exit codes"),
@@ -116,11 +116,11 @@ class LazyGroup(click.Group):
         self.sections, self.groups = sections, groups
         self.verbs = {name: verb for section in sections.values() for name, verb in section.items()}
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         """All names, in the tables' order."""
         return [*self.verbs, *self.groups]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 (click's signature)
         """The command of that name, its module imported now."""
         if cmd_name in self.groups:
             return group_of(cmd_name)
@@ -138,7 +138,7 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"{name!r}: no such command{_near(name, self.list_commands(ctx))}", ctx)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's signature)
         """The tables, as they stand: no command is imported for its help."""
         for title, section in self.sections.items():
             with formatter.section(title):
@@ -169,7 +169,7 @@ def group_of(name: str) -> LazyGroup:
     return LazyGroup(name, {"Commands": verbs}, {}, help=help, context_settings={"help_option_names": ["--help"]})
 
 
-def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001 (click's signature)
     if value:
         from sandbox.cli.system import version_text
 

@@ -113,7 +113,8 @@ def face_for(options: BuildOptions) -> Face:
     kind = "quiet" if options.quiet else options.progress
     if kind == "auto":
         kind = "tty" if sys.stderr.isatty() else "plain"
-    return {"plain": PlainFace, "tty": TerminalFace, "quiet": QuietFace}[kind](sys.stderr)
+    faces: dict[str, type[Face]] = {"plain": PlainFace, "tty": TerminalFace, "quiet": QuietFace}
+    return faces[kind](sys.stderr)
 
 
 @contextmanager
@@ -143,7 +144,8 @@ def _stdin_text() -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as err:
-        raise InvalidOption("stdin: not a Dockerfile (not UTF-8 text)", hint="a context as tar is not supported; unpack it and name the directory") from err
+        hint = "a context as tar is not supported; unpack it and name the directory"
+        raise InvalidOption("stdin: not a Dockerfile (not UTF-8 text)", hint=hint) from err
 
 
 def build_args(texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:

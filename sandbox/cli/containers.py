@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sandbox.cli.filters import Filters, has_label, name_matches, parse_filters
 from sandbox.cli.flags import Converted, verb
-from sandbox.cli.formatting import Field, Listing, age_text, labels_text, quoted, short_id, shortened, size_text, time_text
+from sandbox.cli.formatting import Field, Listing, age_text, labels_text, quoted, short_id, shortened, time_text
 from sandbox.cli.images import format_option, no_trunc_option, quiet_option, refuse_terminal
 from sandbox.cli.invocation import complete_containers, each, engine, write_bytes
 from sandbox.errors import InvalidOption, SandboxError
@@ -25,6 +23,16 @@ if TYPE_CHECKING:
 
 _COMMAND = 20  # docker's width of this column
 names_argument = click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=complete_containers)
+seconds_option = click.option(
+    "-t", "--timeout", "--time", "seconds", type=int, default=10, show_default=True, metavar="SECONDS", help="How long before SIGKILL."
+)  # fmt: skip
+stop_signal_option = click.option(
+    "-s", "--signal", "number", type=Converted(parse_signal, "signal"), metavar="SIGNAL", help="Instead of the stop signal."
+)  # fmt: skip
+kill_signal_option = click.option(
+    "-s", "--signal", "number", type=Converted(parse_signal, "signal"), default="KILL", show_default=True, metavar="SIGNAL", help="To send."
+)  # fmt: skip
+_PS_FILTERS = "id, name, label, status, exited, ancestor, before or since."
 name_argument = click.argument("name", metavar="CONTAINER", shell_complete=complete_containers)
 
 
@@ -98,7 +106,7 @@ CONTAINERS: Listing[Shown] = Listing(
 
 @verb("ps")
 @click.option("-a", "--all", "show_all", is_flag=True, help="Also those that do not run.")
-@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="id, name, label, status, exited, ancestor, before or since.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help=_PS_FILTERS)
 @click.option("-n", "--last", type=int, default=-1, metavar="N", help="The last N created, running or not.")
 @click.option("-l", "--latest", is_flag=True, help="The last created, running or not.")
 @format_option
@@ -213,8 +221,8 @@ def wait(names: Sequence[str]) -> int:
 
 @verb("stop")
 @names_argument
-@click.option("-t", "--timeout", "--time", "seconds", type=int, default=10, show_default=True, metavar="SECONDS", help="How long before SIGKILL.")
-@click.option("-s", "--signal", "number", type=Converted(parse_signal, "signal"), metavar="SIGNAL", help="Send this instead of the stop signal.")
+@seconds_option
+@stop_signal_option
 def stop(names: Sequence[str], seconds: int, number: int | None) -> int:
     """Stop running containers: the stop signal, later SIGKILL."""
     with engine() as opened:
@@ -235,7 +243,7 @@ def _stop(container: Container, name: str, seconds: int, number: int | None) -> 
 
 @verb("restart")
 @names_argument
-@click.option("-t", "--timeout", "--time", "seconds", type=int, default=10, show_default=True, metavar="SECONDS", help="How long before SIGKILL.")
+@seconds_option
 def restart(names: Sequence[str], seconds: int) -> int:
     """Stop containers and start them again."""
 
@@ -252,7 +260,7 @@ def restart(names: Sequence[str], seconds: int) -> int:
 
 @verb("kill")
 @names_argument
-@click.option("-s", "--signal", "number", type=Converted(parse_signal, "signal"), default="KILL", show_default=True, metavar="SIGNAL", help="Signal to send.")
+@kill_signal_option
 def kill(names: Sequence[str], number: int) -> int:
     """Send a signal to running containers."""
 
@@ -314,13 +322,3 @@ def export(name: str, output: str | None) -> None:
     refuse_terminal(output)
     with engine() as opened:
         opened.container(name).export(output if output is not None else sys.stdout.buffer)
-
-
-def size_or_unknown(size: int | None) -> str:
-    """A size, or that this host does not tell."""
-    return "N/A" if size is None else size_text(size)
-
-
-def is_terminal(fd: int) -> bool:
-    """Whether the descriptor is a terminal."""
-    return os.isatty(fd)

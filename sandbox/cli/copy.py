@@ -51,8 +51,8 @@ class Place:
 @click.argument("target", metavar="[CONTAINER:]DEST|-", shell_complete=complete_containers)
 @click.option("-a", "--archive", is_flag=True, help="Keep owners when copying into a container.")
 @click.option("-L", "--follow-link", is_flag=True, help="Copy what SRC points to and not the link.")
-@click.option("-q", "--quiet", is_flag=True, help="As docker's; nothing is printed anyway.")
-def cp(source: str, target: str, archive: bool, follow_link: bool, quiet: bool) -> None:
+@click.option("-q", "--quiet", is_flag=True, expose_value=False, help="As docker's; nothing is printed anyway.")
+def cp(source: str, target: str, archive: bool, follow_link: bool) -> None:
     """Copy files or directories out of a container or into one.
 
     `-` as DEST writes a tar to stdout, `-` as SRC reads one from stdin.

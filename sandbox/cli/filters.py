@@ -40,7 +40,8 @@ def parse_filters(texts: Sequence[str], tests: Mapping[str, Test[Item]]) -> Filt
             raise InvalidOption(f"filter {text!r}: not of the form KEY=VALUE", hint=f"keys: {', '.join(tests)}")
         if key not in tests:
             near = get_close_matches(key, list(tests), n=1)
-            raise InvalidOption(f"filter {key!r}: not supported here", hint=f"did you mean {near[0]}?" if near else f"keys: {', '.join(tests)}")
+            hint = f"did you mean {near[0]}?" if near else f"keys: {', '.join(tests)}"
+            raise InvalidOption(f"filter {key!r}: not supported here", hint=hint)
         wanted[key] = (*wanted.get(key, ()), value)
     return Filters(tests, wanted)
 

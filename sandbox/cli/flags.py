@@ -40,7 +40,8 @@ def option_of(row: Option) -> click.Option:
     if row.is_switch:
         return click.Option([*row.names, row.field], is_flag=True, default=None, help=row.help)
     convert = row.convert or str
-    return click.Option([*row.names, row.field], type=Converted(convert, row.field), multiple=row.repeat, metavar=row.metavar, help=row.help)
+    kind = Converted(convert, row.field)
+    return click.Option([*row.names, row.field], type=kind, multiple=row.repeat, metavar=row.metavar, help=row.help)
 
 
 def given(made: Made, values: Mapping[str, object]) -> Made:
@@ -54,7 +55,8 @@ class VerbCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does, after the switches with a value became switches without."""
-        switches, valued = set(), set()
+        switches: set[str] = set()
+        valued: set[str] = set()
         for param in self.get_params(ctx):
             if isinstance(param, click.Option):
                 (switches if param.is_flag else valued).update(param.opts)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -60,19 +60,22 @@ IMAGES: Listing[ShownImage] = Listing(
 
 @verb("images")
 @click.argument("repository", required=False, shell_complete=complete_images)
-@click.option("-a", "--all", "show_all", is_flag=True, help="As docker's; there are no intermediate images here.")
+@click.option("-a", "--all", is_flag=True, expose_value=False, help="As docker's; there are no intermediate images here.")
 @click.option("--digests", is_flag=True, help="Show the manifests' digests.")
 @click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="dangling, reference, label, before or since.")
 @format_option
 @no_trunc_option
 @quiet_option
-def images(repository: str | None, show_all: bool, digests: bool, filters: Sequence[str], format: str | None, no_trunc: bool, quiet: bool) -> None:
+def images(
+    repository: str | None, digests: bool, filters: Sequence[str], format: str | None, no_trunc: bool, quiet: bool
+) -> None:  # fmt: skip
     """List images, newest first. REPOSITORY[:TAG] shows only those, and may have wildcards."""
     with engine() as opened:
         wanted = image_filters(opened, [*filters, *([f"reference={repository}"] if repository else [])])
         rows = sorted(filter(wanted, opened.images()), key=lambda row: _moment(row.created), reverse=True)
         now = datetime.now(UTC)
-        shown = [ShownImage(row, _manifest_digest(opened, row) if digests or _names_digest(format) else "", now, not no_trunc) for row in rows]
+        wants_digest = digests or _names_digest(format)
+        shown = [ShownImage(row, _manifest_digest(opened, row) if wants_digest else "", now, not no_trunc) for row in rows]
     if quiet:
         for line in dict.fromkeys(item.id for item in shown):
             click.echo(line)
@@ -188,12 +191,11 @@ def history(image: str, human: bool, format: str | None, no_trunc: bool, quiet: 
 @click.argument("names", nargs=-1, required=True, metavar="IMAGE...", shell_complete=complete_images)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write here and not to stdout.")
 @click.option("--format", type=click.Choice(["docker", "oci"]), default="docker", show_default=True, help="Kind of archive.")
-def save(names: Sequence[str], output: str | None, format: str) -> None:
+def save(names: Sequence[str], output: str | None, format: Literal["docker", "oci"]) -> None:
     """Write images, with their names, to a tar archive."""
     refuse_terminal(output)
-    kind = "oci" if format == "oci" else "docker"
     with engine() as opened:
-        opened.save(names, output if output is not None else sys.stdout.buffer, format=kind)
+        opened.save(names, output if output is not None else sys.stdout.buffer, format=format)
 
 
 def refuse_terminal(output: str | None) -> None:
@@ -204,8 +206,8 @@ def refuse_terminal(output: str | None) -> None:
 
 @verb("load")
 @click.option("-i", "--input", "source", type=click.Path(dir_okay=False), metavar="FILE", help="Read this and not stdin.")
-@quiet_option
-def load(source: str | None, quiet: bool) -> None:
+@click.option("-q", "--quiet", is_flag=True, expose_value=False, help="As docker's; no progress is printed anyway.")
+def load(source: str | None) -> None:
     """Read images from an archive of docker save, sandbox save or an OCI layout (gzip and zstd too)."""
     if source is None and os.isatty(0):
         raise InvalidOption("load: stdin is a terminal", hint="use -i FILE, or redirect stdin")

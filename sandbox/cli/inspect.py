@@ -65,8 +65,8 @@ def show_objects(names: Sequence[str], look: Look, format: str | None) -> int:
             click.echo(template.render(facts))
     else:
         click.echo(go_json(found) if format == "json" else json.dumps(found, indent=4, ensure_ascii=False))
-    for err in missing:
-        show_error(err, ())
+    for error in missing:
+        show_error(error, ())
     return 1 if missing else 0
 
 

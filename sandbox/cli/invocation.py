@@ -69,7 +69,7 @@ def write_bytes(data: bytes, fd: int = 1) -> None:
         view = view[os.write(fd, view) :]
 
 
-def complete_images(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_images(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 (click's signature)
     """Image names for the shell."""
     from click.shell_completion import CompletionItem
 
@@ -80,7 +80,7 @@ def complete_images(ctx: click.Context, param: click.Parameter, incomplete: str)
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-def complete_containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 (click's signature)
     """Container names for the shell."""
     from click.shell_completion import CompletionItem
 

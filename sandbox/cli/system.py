@@ -28,7 +28,13 @@ def version_text() -> str:
 @format_option
 def version(format: str | None) -> None:
     """Show the version of the program, of Python and of Linux."""
-    facts = {"Version": version_text(), "Python": platform.python_version(), "Os": "linux", "Arch": platform.machine(), "KernelVersion": platform.release()}
+    facts = {
+        "Version": version_text(),
+        "Python": platform.python_version(),
+        "Os": "linux",
+        "Arch": platform.machine(),
+        "KernelVersion": platform.release(),
+    }
     if format:
         data = {"Client": facts, "Server": facts}  # docker's two halves; here they are one
         click.echo(go_json(data) if format == "json" else Template.parse(format).render(data))

@@ -41,7 +41,7 @@ def forwarded_signals(program: Attached) -> Iterator[list[int]]:
     """While entered, signals to this process go to the program; the list says which did."""
     passed: list[int] = []
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, _: FrameType | None) -> None:
         passed.append(number)
         program.signal(number)
 
@@ -57,7 +57,7 @@ def forwarded_signals(program: Attached) -> Iterator[list[int]]:
 def followed_window(program: Attached, fd: int) -> Iterator[None]:
     """The program's terminal has this one's size, now and whenever it changes."""
 
-    def follow(number: int, frame: FrameType | None) -> None:
+    def follow(_: int, __: FrameType | None) -> None:
         columns, rows = os.get_terminal_size(fd)
         program.resize(rows, columns)
 

@@ -18,7 +18,7 @@ from sandbox.cli.invocation import complete_containers, engine
 from sandbox.errors import ContainerNotFound, WrongState
 
 if TYPE_CHECKING:
-    from sandbox.engine import Container, Engine, Stats
+    from sandbox.engine import Container, Stats
 
 _HOME_AND_CLEAR = "\033[H\033[J"
 _INTERVAL = 1.0
@@ -102,12 +102,12 @@ def stats(names: Sequence[str], show_all: bool, no_stream: bool, format: str | N
         stopped = threading.Event()
         while True:
             shown = found or opened.containers(all=show_all)
-            _show_once(opened, [_measure(c, not no_trunc) for c in shown], format, clear=not no_stream)
+            _show_once([_measure(c, not no_trunc) for c in shown], format, clear=not no_stream)
             if no_stream or stopped.wait(_INTERVAL):
                 return
 
 
-def _show_once(opened: Engine, measured: Sequence[Measured], format: str | None, *, clear: bool) -> None:
+def _show_once(measured: Sequence[Measured], format: str | None, *, clear: bool) -> None:
     text = "\n".join(STATS.lines(measured, format))
     click.echo((_HOME_AND_CLEAR if clear and sys.stdout.isatty() else "") + text)
     sys.stdout.flush()
