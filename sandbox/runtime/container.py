@@ -214,6 +214,11 @@ class Running:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    @property
+    def refused(self) -> Completed | None:
+        """The result when the program could not be started (126, 127); None when it was."""
+        return self._completed() if self._result and self._result["event"] == "refused" else None
+
     def close(self) -> None:
         """Let go: a container that still runs attached is killed by its supervisor, a detached one goes on."""
         self._client.close()
@@ -343,7 +348,7 @@ def completed(report: Mapping[str, Any], limits: Limits, timeout: float | None) 
         return Completed(exit_code=int(report["code"]), why="exited", reason=str(report["message"]))
     if report["event"] == "lost":
         return Completed(exit_code=137, why="lost", signal=9, reason="its supervisor was killed")
-    code = os.waitstatus_to_exitcode(report["status"])
+    code = os.waitstatus_to_exitcode(report["wait_status"])
     used = report["used"]
     number = -code if code < 0 else None
     why, reason = _explain(code, str(report["ending"]), used, limits, timeout)

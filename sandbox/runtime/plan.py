@@ -60,9 +60,11 @@ class Site:
 
 @dataclass(frozen=True)
 class Handling:
-    """What the supervisor does around the container: `names` are removed with the directory when `remove` is set."""
+    """What the supervisor does around the container: `names` are removed with the directory
+    when `remove` is set; without `record` its state file stays as it is (a helper run in a stopped container)."""
 
     detach: bool = False
+    record: bool = True
     remove: bool = True
     log: str | None = None
     interactive: bool = False
@@ -76,6 +78,7 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
         "directory": site.record,
         "upper": spec.rootfs.upper,
         "detach": handling.detach,
+        "record": handling.record,
         "remove": handling.remove,
         "names": list(handling.names),
         "log": handling.log,
@@ -108,6 +111,7 @@ def process_plan(process: Process, spec: ContainerSpec) -> dict[str, Any]:
         "cwd": process.cwd or "/",
         "user": process.user,
         "tty": process.tty,
+        "unpack": process.unpack,
         "hostname": spec.hostname,
         "ulimits": [list(ulimit) for ulimit in spec.ulimits],
         "capabilities": capabilities(spec.cap_add, spec.cap_drop),

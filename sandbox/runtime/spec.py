@@ -34,13 +34,15 @@ class Mount:
 @dataclass(frozen=True)
 class Process:
     """The program: `argv` is looked up along the environment's PATH inside the container; `user` is docker's
-    `name|uid[:group|gid]`, resolved against the container's own /etc/passwd and /etc/group."""
+    `name|uid[:group|gid]`, resolved against the container's own /etc/passwd and /etc/group. With `unpack` there is
+    no program: our own unpacker reads a tar from stdin into that directory."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     cwd: str = "/"
     user: str = ""
     tty: bool = False
+    unpack: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 
-from sandbox.runtime.init import link, program, steps
+from sandbox.runtime.init import link, program, steps, unpack
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -97,7 +97,7 @@ def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Seq
     # Blocked before the program exists: a signal that arrives early waits for the loop below.
     forwarded = {number for number in signal.valid_signals() if number not in _NOT_FORWARDED}
     signal.pthread_sigmask(signal.SIG_BLOCK, forwarded | {signal.SIGCHLD})
-    entry = program.Program(plan["process"])
+    entry = unpack.Unpacker(plan["process"]["unpack"]) if plan["process"]["unpack"] else program.Program(plan["process"])
     pid = _start(entry, plan["process"]["tty"], supervisor, stdio)
     link.send(supervisor, {"event": "started"})
     for fd in stdio:
@@ -110,7 +110,7 @@ def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Seq
     return os.waitstatus_to_exitcode(status) & 0x7F
 
 
-def _start(entry: program.Program, tty: bool, supervisor: socket.socket, stdio: Sequence[int]) -> int:
+def _start(entry: program.Program | unpack.Unpacker, tty: bool, supervisor: socket.socket, stdio: Sequence[int]) -> int:
     if not tty:
         return entry.start(stdio)
     master, slave = os.openpty()

@@ -241,7 +241,7 @@ class Container:
         if self.log:
             self.log.close()
         used = cgroup.read(dict(self.plan["cgroup"]["report"])) if self.plan["cgroup"] else {}
-        return {"event": "exited", "status": self.status, "ending": self.ending, "started": self.started, "wall": wall, "used": used}
+        return {"event": "exited", "wait_status": self.status, "ending": self.ending, "started": self.started, "wall": wall, "used": used}
 
     def _read_status(self) -> int:
         """The program's wait status as init reported it, else init's own (it was killed)."""
@@ -309,6 +309,9 @@ def running_state(container: Container) -> dict[str, Any]:
         "started": container.started,
         "namespaces": [*container.plan["namespaces"], *(["cgroup"] if container.plan["cgroup_namespace"] else [])],
         "joins": [path for path in group["joins"] if path != group["slow_join"]] if group else [],
+        "report": group["report"] if group else [],
+        "groups": group["groups"] if group else [],
+        "stubs": container.stubs,
         "into": group["into"] if group else None,
     }
 
@@ -325,6 +328,8 @@ def remove_container(plan: Mapping[str, Any]) -> None:
 
 def _record(plan: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Write state.json; that the directory is gone (`rm -f` by another process) ends the record, not the clean-up."""
+    if not plan["record"]:
+        return
     try:
         files.write_json(plan["directory"] + "/state.json", state)
     except FileNotFoundError:

@@ -1,0 +1,409 @@
+"""Container: what can be asked of one container, running or not. Every property reads the disk afresh."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json and inspect
+
+from sandbox import trees
+from sandbox.errors import WrongState
+from sandbox.image.store import Image
+from sandbox.image.tree import Tree
+from sandbox.launch import split_env
+from sandbox.records import Record, State, Status
+from sandbox.runtime.container import OnOutput, Running, Streams, completed
+from sandbox.runtime.init import cgroup, files
+from sandbox.runtime.plan import Handling
+from sandbox.runtime.spec import Completed, Process, Usage
+
+if TYPE_CHECKING:
+    from sandbox.engine import Engine
+
+_FIRST = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One entry of a container's log; `data` ends with a line feed unless the program left it out."""
+
+    stream: Literal["stdout", "stderr"]
+    time: datetime
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A running container's use at one moment: seconds, bytes, processes. `cpu_percent`: of one CPU, since the previous Stats."""
+
+    at: float
+    cpu_seconds: float | None
+    cpu_percent: float | None
+    memory: int | None
+    memory_limit: int | None
+    pids: int | None
+    pids_limit: int | None
+
+
+@dataclass(frozen=True)
+class ProcessRow:
+    """One process of a container; ids are the host's, the user is the container's."""
+
+    user: str
+    pid: int
+    ppid: int
+    time: str
+    command: str
+
+
+class Container:
+    """A container as it stands on disk; two processes see the same."""
+
+    def __init__(self, engine: Engine, record: Record) -> None:
+        self._engine = engine
+        self._record = record
+        self.id = record.id
+        self.name = record.name
+        self.image_name = record.image_name
+        self.image_id = record.image_id
+        self.command: tuple[str, ...] = record.spec.process.argv
+        self.labels: Mapping[str, str] = record.labels
+        self.created = datetime.fromtimestamp(record.created, UTC)
+
+    def __repr__(self) -> str:
+        return f"<Container {self.name} {self.id[:12]} {self.status}>"
+
+    @property
+    def _directory(self) -> Path:
+        return self._engine._records.directory(self.id)
+
+    @property
+    def _state(self) -> State:
+        return self._engine._records.state(self.id)
+
+    @property
+    def status(self) -> Status:
+        """created, running or exited."""
+        return self._state.status
+
+    @property
+    def pid(self) -> int | None:
+        """The host's process id of its init while it runs."""
+        state = self._state
+        return int(state.facts["pid"]) if state.status == "running" else None
+
+    @property
+    def started(self) -> datetime | None:
+        """When its program last started."""
+        return _time(self._state.facts.get("started"))
+
+    @property
+    def finished(self) -> datetime | None:
+        """When it last ended."""
+        return _time(self._state.facts.get("finished"))
+
+    @property
+    def completed(self) -> Completed | None:
+        """How it ended, without its output; None before that."""
+        state = self._state
+        if state.status != "exited":
+            return None
+        facts = {**state.facts, "event": "lost"} if state.lost else state.facts
+        return completed(facts, self._record.spec.limits, self._record.spec.timeout)
+
+    def describe_status(self, now: datetime) -> str:
+        """docker's words: `Up 5 minutes`, `Exited (1) 3 seconds ago`, `Created`."""
+        status = self.status
+        if status == "running":
+            return f"Up {_ago(now - (self.started or now))}"
+        done = self.completed
+        if status == "created" or done is None:
+            return "Created"
+        return f"Exited ({done.exit_code}) {_ago(now - (self.finished or now))} ago"
+
+    # life
+
+    def start(self) -> None:
+        """Start it in the background; WrongState when it runs."""
+        self._engine._start_detached(self._record)
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Send its stop signal and, `timeout` seconds later, SIGKILL; returns when it has ended."""
+        if self._signal(self._record.spec.stop_signal) and not self._wait_ended(timeout) and self._signal(signal.SIGKILL):
+            self._wait_ended(None)
+
+    def kill(self, signal: int = signal.SIGKILL) -> None:
+        """Send a signal to its program (SIGKILL ends the whole container); WrongState when it does not run."""
+        if not self._signal(signal):
+            raise WrongState(f"container {self.name}: is not running", wanted="running", actual=self.status)
+
+    def wait(self, timeout: float | None = None) -> Completed:
+        """Until it has ended; TimeoutError after `timeout` seconds."""
+        if not self._wait_ended(timeout):
+            raise TimeoutError(f"container {self.name}: still runs after {timeout:g} s" if timeout is not None else "")
+        done = self.completed
+        if done is None:
+            raise WrongState(f"container {self.name}: was never started", wanted="running", actual=self.status)
+        return done
+
+    def remove(self, *, force: bool = False) -> None:
+        """Remove it with all it wrote; WrongState while it runs, unless `force` ends it first."""
+        if self.status == "running":
+            if not force:
+                raise WrongState(f"container {self.name}: is running", wanted="exited", actual="running", hint="stop it first, or use --force")
+            self._signal(signal.SIGKILL)
+            self._wait_ended(None)
+        self._engine._remove_record(self._record)
+
+    def _signal(self, number: int) -> bool:
+        """Through a pidfd, and only while its supervisor lives: the pid cannot have been given away."""
+        pid = self.pid
+        if pid is None:
+            return False
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        try:
+            if not self._engine._records.is_supervised(self.id):
+                return False
+            signal.pidfd_send_signal(fd, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def _wait_ended(self, timeout: float | None) -> bool:
+        """Wait for its supervisor, which outlives everything else of it."""
+        facts = self._state.facts
+        if "supervisor" not in facts:
+            return True
+        try:
+            fd = os.pidfd_open(int(facts["supervisor"]))
+        except ProcessLookupError:
+            return True
+        try:
+            if not self._engine._records.is_supervised(self.id):
+                return True
+            return _readable(fd, timeout)
+        finally:
+            os.close(fd)
+
+    # inside
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        workdir: str | None = None,
+        stdin: bytes | IO[bytes] | None = None,
+        tty: bool = False,
+        detach: bool = False,
+        on_output: OnOutput | None = None,
+    ) -> Completed:
+        """Run one more program inside to its end; WrongState when the container does not run."""
+        handling = Handling(detach=detach, interactive=stdin is not None)
+        with self.launch(argv, env=env, user=user, workdir=workdir, tty=tty, streams=Streams(stdin=stdin), handling=handling) as running:
+            return Completed(exit_code=0) if detach else running.wait(on_output)
+
+    def launch(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        workdir: str | None = None,
+        tty: bool = False,
+        streams: Streams = Streams(),
+        handling: Handling = Handling(),
+    ) -> Running:
+        """Start one more program inside and stay attached to it."""
+        pid = self.pid
+        if pid is None:
+            raise WrongState(f"container {self.name}: is not running", wanted="running", actual=self.status, hint=f"sandbox start {self.name}")
+        own = self._record.spec.process
+        process = Process(
+            argv=tuple(argv),
+            env=tuple({**dict(own.env), **(env or {})}.items()),
+            cwd=workdir or own.cwd,
+            user=own.user if user is None else user,
+            tty=tty,
+        )
+        return self._engine._runtime.exec(self._record.spec, pid, process, streams, handling=handling)
+
+    def logs(self, *, follow: bool = False, tail: int | None = None, since: datetime | None = None) -> Iterator[LogLine]:
+        """What it printed; with `follow` also what it prints until it ends."""
+        path = self._directory / "log.json"
+        if not path.exists():
+            return
+        with path.open("rb") as log:
+            lines = list(_read_log(log))
+            lines = lines[len(lines) - min(tail, len(lines)) :] if tail is not None else lines
+            yield from (line for line in lines if line.time >= (since or _FIRST))
+            while follow and self.status == "running":
+                # 0.1 s bounds how late a line comes; the end of the container is an event.
+                self._wait_ended(0.1)
+                yield from _read_log(log)
+            if follow:
+                yield from _read_log(log)
+
+    def stats(self, previous: Stats | None = None) -> Stats:
+        """What it uses now; `cpu_percent` is since `previous`. WrongState when it does not run."""
+        state = self._state
+        if state.status != "running":
+            raise WrongState(f"container {self.name}: is not running", wanted="running", actual=state.status)
+        used = cgroup.read(dict(state.facts["report"]))
+        now = time.monotonic()
+        cpu = used.get("cpu")
+        percent = None
+        if previous is not None and cpu is not None and previous.cpu_seconds is not None and now > previous.at:
+            percent = 100 * (cpu - previous.cpu_seconds) / (now - previous.at)
+        limits = self._record.spec.limits
+        return Stats(now, cpu, percent, _int(used.get("memory")), limits.memory, _int(used.get("pids")), limits.pids)
+
+    def top(self) -> list[ProcessRow]:
+        """Its processes; WrongState when it does not run."""
+        pid = self.pid
+        if pid is None:
+            raise WrongState(f"container {self.name}: is not running", wanted="running", actual=self.status)
+        return trees.processes_like(pid, ProcessRow)
+
+    # files
+
+    @property
+    def _upper(self) -> Path:
+        return Path(self._record.spec.rootfs.upper)
+
+    def diff(self) -> list[tuple[Literal["A", "C", "D"], str]]:
+        """What it changed in its file system: added, changed, deleted."""
+        stubs = set(self._state.facts.get("stubs", []))
+        lower = Tree(self._record.spec.rootfs.lowers)
+        return [change for change in trees.changes(self._upper, lower) if change[1] not in stubs]
+
+    def commit(self, tag: str | None = None, *, message: str = "", author: str = "", changes: Sequence[str] = ()) -> Image:
+        """Make an image of what it has become; `changes` are Dockerfile instructions such as `CMD ["x"]`."""
+        return self._engine._commit(self._record, self._state, tag, message=message, author=author, changes=changes)
+
+    def copy_out(self, path: str) -> bytes:
+        """A tar of the file or directory, as `docker cp CONTAINER:PATH -` gives."""
+        return trees.pack(self._tree_at(path)[0], self._tree_at(path)[1])
+
+    def _tree_at(self, path: str) -> tuple[Tree, str]:
+        """The tree that holds this path: a volume's, else the container's root."""
+        whole = Tree((*self._record.spec.rootfs.lowers, str(self._upper)))
+        real = whole.resolve(path)
+        for mount in sorted(self._record.spec.mounts, key=lambda mount: -len(mount.target)):
+            if mount.kind == "bind" and (real == mount.target or real.startswith(mount.target + "/")) and os.path.isdir(mount.source):
+                return Tree((mount.source,)), real[len(mount.target) :] or "/"
+        return whole, real
+
+    def copy_in(self, path: str, tar: bytes) -> None:
+        """Unpack a tar below the directory `path` of the container; nothing can land outside of it."""
+        self._engine._unpack(self._record, self._state, path, tar)
+
+    def inspect(self) -> dict[str, object]:
+        """docker inspect's shape."""
+        state, spec = self._state, self._record.spec
+        done = self.completed
+        return {
+            "Id": self.id,
+            "Created": _iso(self._record.created),
+            "Path": self.command[0],
+            "Args": list(self.command[1:]),
+            "State": {
+                "Status": state.status,
+                "Running": state.status == "running",
+                "OOMKilled": bool(done and done.why == "oom"),
+                "Pid": self.pid or 0,
+                "ExitCode": done.exit_code if done else 0,
+                "Error": done.reason if done else "",
+                "StartedAt": _iso(state.facts.get("started")),
+                "FinishedAt": _iso(state.facts.get("finished")),
+            },
+            "Image": self.image_id,
+            "Name": f"/{self.name}",
+            "LogPath": str(self._directory / "log.json"),
+            "HostConfig": {
+                "NetworkMode": spec.network,
+                "AutoRemove": self._record.auto_remove,
+                "ReadonlyRootfs": spec.read_only,
+                "Memory": spec.limits.memory or 0,
+                "MemorySwap": spec.limits.memory_swap or 0,
+                "NanoCpus": round((spec.limits.cpus or 0) * 1e9),
+                "CpusetCpus": spec.limits.cpuset_cpus or "",
+                "PidsLimit": spec.limits.pids,
+                "CapAdd": list(spec.cap_add),
+                "CapDrop": list(spec.cap_drop),
+                "ShmSize": spec.shm_size,
+                "UsernsMode": spec.userns,
+            },
+            "Mounts": [
+                {"Type": m.kind, "Source": m.source, "Destination": m.target, "RW": not m.read_only} for m in spec.mounts
+            ],
+            "Config": {
+                "Hostname": spec.hostname,
+                "User": spec.process.user,
+                "Tty": spec.process.tty,
+                "Env": [f"{name}={value}" for name, value in spec.process.env],
+                "Cmd": list(self.command),
+                "Image": self.image_name,
+                "WorkingDir": spec.process.cwd,
+                "Labels": dict(self.labels),
+                "StopSignal": signal.Signals(spec.stop_signal).name,
+            },
+        }
+
+
+def _read_log(log: IO[bytes]) -> Iterator[LogLine]:
+    """Whole entries from where the file stands; half an entry waits for the next call."""
+    while True:
+        start = log.tell()
+        raw = log.readline()
+        if not raw.endswith(b"\n"):
+            log.seek(start)
+            return
+        row = json.loads(raw)
+        yield LogLine(row["stream"], datetime.fromisoformat(row["time"][:26] + "+00:00"), row["log"].encode("utf-8", "surrogateescape"))
+
+
+def _readable(fd: int, timeout: float | None) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+
+
+def _iso(seconds: float | None) -> str:
+    return datetime.fromtimestamp(seconds or 0, UTC).isoformat().replace("+00:00", "Z") if seconds else "0001-01-01T00:00:00Z"
+
+
+def _int(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+_UNITS = ((365 * 86400, "year"), (30 * 86400, "month"), (7 * 86400, "week"), (86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
+
+def _ago(span: Any) -> str:
+    """docker's rounding: the largest whole unit, `Less than a second`, `About a minute`, `About an hour`."""
+    seconds = max(0, int(span.total_seconds()))
+    for size, unit in _UNITS:
+        count = seconds // size
+        if count == 1 and unit in ("minute", "hour"):
+            return f"About {'an' if unit == 'hour' else 'a'} {unit}"
+        if count:
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return "Less than a second"

@@ -1,0 +1,167 @@
+"""docker's rules for what a container of an image runs: RunOptions + image config → process, limits, mounts. Pure but for `read`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sandbox.errors import InvalidOption, Unsupported
+from sandbox.oci import RunConfig
+from sandbox.options import RunOptions, parse_signal
+from sandbox.runtime.spec import Limits, Process
+
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_LEAST_MEMORY = 6 << 20
+_HOST = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9.-]{0,62}")
+
+
+@dataclass(frozen=True)
+class VolumeRequest:
+    """One -v: `source` is a host path (kind bind) or a volume's name (named; empty: anonymous)."""
+
+    kind: Literal["bind", "named"]
+    source: str
+    target: str
+    read_only: bool = False
+
+
+def make_process(config: RunConfig, argv: Sequence[str], options: RunOptions, env: Mapping[str, str]) -> Process:
+    """The program: `argv` replaces CMD, --entrypoint replaces ENTRYPOINT and drops CMD. InvalidOption when nothing is left to run."""
+    entrypoint = list(config.entrypoint or ())
+    command = list(argv) or list(config.cmd or ())
+    if options.entrypoint is not None:
+        entrypoint = [options.entrypoint] if options.entrypoint else []
+        command = list(argv)
+    if not entrypoint and not command:
+        raise InvalidOption("no command: the image has neither ENTRYPOINT nor CMD", hint="name a program after the image")
+    return Process(
+        argv=(*entrypoint, *command),
+        env=tuple({**dict(split_env(config.env or ())), **env}.items()),
+        cwd=options.workdir or config.working_dir or "/",
+        user=options.user if options.user is not None else config.user,
+        tty=options.tty,
+    )
+
+
+def split_env(entries: Sequence[str]) -> list[tuple[str, str]]:
+    """`NAME=VALUE` entries as pairs; one without `=` is dropped, as docker does in an image's Env."""
+    return [(name, value) for name, equals, value in (entry.partition("=") for entry in entries) if equals]
+
+
+def make_env(options: RunOptions, environ: Mapping[str, str], read: Callable[[str], str]) -> dict[str, str]:
+    """--env-file, then --env; a bare NAME is taken from `environ` or left out. `read` gives a file's text."""
+    env: dict[str, str] = {}
+    for path in options.env_file:
+        env.update(_parse_env_file(path, read(path), environ))
+    for entry in options.env:
+        name, equals, value = entry.partition("=")
+        if not name:
+            raise InvalidOption(f"--env {entry!r}: has no name")
+        if equals:
+            env[name] = value
+        elif name in environ:
+            env[name] = environ[name]
+    return env
+
+
+def _parse_env_file(path: str, text: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """docker's env files: one NAME=VALUE a line, taken literally; # begins a comment line; a bare NAME comes from outside."""
+    env: dict[str, str] = {}
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.lstrip()
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not name or re.search(r"\s", name):
+            raise InvalidOption(f"{path}, line {number}: {line!r} is not NAME=VALUE")
+        if equals:
+            env[name] = value
+        elif name in environ:
+            env[name] = environ[name]
+    return env
+
+
+def make_limits(options: RunOptions) -> Limits:
+    """The limits asked for; InvalidOption for what contradicts itself."""
+    if options.memory is not None and options.memory < _LEAST_MEMORY:
+        raise InvalidOption("--memory: at least 6m, or the container cannot start")
+    if options.memory_swap is not None and options.memory is None:
+        raise InvalidOption("--memory-swap: needs --memory too")
+    if options.memory_swap is not None and options.memory is not None and -1 != options.memory_swap < options.memory:
+        raise InvalidOption("--memory-swap: is memory and swap together, so not less than --memory")
+    pids = options.pids_limit
+    return Limits(
+        memory=options.memory,
+        memory_swap=options.memory_swap,
+        cpus=options.cpus,
+        cpuset_cpus=options.cpuset_cpus,
+        pids=pids if pids and pids > 0 else None,
+    )
+
+
+def make_network(options: RunOptions) -> Literal["none", "host"]:
+    """none or host; a bridge does not exist yet."""
+    if options.network == "bridge":
+        raise Unsupported("network bridge: not there yet", feature="bridge", hint="use --network none or --network host")
+    return "host" if options.network == "host" else "none"
+
+
+def make_labels(config: RunConfig, options: RunOptions) -> dict[str, str]:
+    """The image's labels with --label on top."""
+    pairs = (entry.partition("=") for entry in options.label)
+    return {**(config.labels or {}), **{name: value for name, _, value in pairs}}
+
+
+def make_stop_signal(config: RunConfig, options: RunOptions) -> int:
+    """--stop-signal, else the image's STOPSIGNAL, else SIGTERM."""
+    if options.stop_signal is not None:
+        return options.stop_signal
+    return parse_signal(config.stop_signal) if config.stop_signal else 15
+
+
+def make_hosts(options: RunOptions) -> tuple[tuple[str, str], ...]:
+    """--add-host NAME:IP as (name, address)."""
+    pairs = [(entry, *entry.partition(":")) for entry in options.add_host]
+    for entry, name, colon, address in pairs:
+        if not (name and colon and address):
+            raise InvalidOption(f"--add-host {entry!r}: not of the form NAME:IP")
+    return tuple((name, address) for _, name, _, address in pairs)
+
+
+def check_hostname(name: str) -> str:
+    """A host name that /etc/hosts and sethostname(2) take."""
+    if not _HOST.fullmatch(name):
+        raise InvalidOption(f"--hostname {name!r}: letters, digits, dots and dashes, at most 63")
+    return name
+
+
+def parse_volume(text: str) -> VolumeRequest:
+    """docker's -v: `[SRC:]DST[:ro]`; a source that begins with / . or ~ is a path, any other a named volume."""
+    parts = text.split(":")
+    if len(parts) > 3 or not all(parts):
+        raise InvalidOption(f"--volume {text!r}: not of the form SRC:DST[:ro]")
+    source, target = ("", parts[0]) if len(parts) == 1 else (parts[0], parts[1])
+    options = parts[2].split(",") if len(parts) == 3 else []
+    if unknown := set(options) - {"ro", "rw"}:
+        raise InvalidOption(f"--volume {text!r}: option {', '.join(sorted(unknown))} is not supported", hint="ro and rw are")
+    if not target.startswith("/") or target == "/":
+        raise InvalidOption(f"--volume {text!r}: {target!r} is not an absolute path inside the container")
+    is_path = source.startswith(("/", ".", "~"))
+    if source and not is_path and not _VOLUME_NAME.fullmatch(source):
+        raise InvalidOption(f"--volume {text!r}: {source!r} is no volume name", hint="for a directory begin it with / or ./")
+    return VolumeRequest("bind" if is_path else "named", source, target.rstrip("/"), "ro" in options)
+
+
+def parse_tmpfs(text: str) -> tuple[str, tuple[str, ...]]:
+    """`DIR[:OPTIONS]` as (directory, options)."""
+    target, _, options = text.partition(":")
+    if not target.startswith("/") or target == "/":
+        raise InvalidOption(f"--tmpfs {text!r}: not an absolute path inside the container")
+    return target, tuple(option for option in options.split(",") if option)
+
+
+def with_shortcuts(options: RunOptions, **given: object) -> RunOptions:
+    """`options` with the keyword shortcuts of `Engine.run` that are not None."""
+    return replace(options, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

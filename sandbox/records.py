@@ -1,0 +1,209 @@
+"""Containers on disk: one directory each below ROOT/containers, their names as symbolic links below ROOT/names.
+
+`config.json` is written once at creation; `state.json` by the supervisor, at once; `lock` is held by the supervisor for
+as long as it lives. So every process, also after a reboot, reads the same truth: "running" is the lock, not a row.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal  # Any: state.json is the supervisor's JSON
+
+import msgspec
+
+from sandbox.errors import ContainerError, ContainerNotFound, InvalidOption
+from sandbox.runtime.init import files
+from sandbox.runtime.spec import ContainerSpec
+
+Status = Literal["created", "running", "exited"]
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_ADJECTIVES = (
+    "amber", "bold", "brave", "calm", "clever", "deft", "eager", "fair", "fleet", "gentle", "happy", "keen", "kind", "lucid", "mellow",
+    "nimble", "patient", "quick", "quiet", "ready", "sharp", "steady", "sunny", "swift", "tidy", "vivid", "warm", "wise", "witty", "zesty",
+)  # fmt: skip
+_SURNAMES = (
+    "abel", "bell", "bohr", "cerf", "curie", "darwin", "dijkstra", "euler", "fermi", "gauss", "goodall", "hamilton", "hopper", "hypatia",
+    "kepler", "knuth", "lamarr", "liskov", "lovelace", "maxwell", "meitner", "mirzakhani", "newton", "noether", "pascal", "ritchie",
+    "sagan", "shannon", "torvalds", "turing",
+)  # fmt: skip
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What is fixed when a container is created. `chain`: the image's top snapshot; times are seconds since 1970."""
+
+    id: str
+    name: str
+    image_name: str
+    image_id: str
+    chain: str | None
+    created: float
+    labels: dict[str, str]
+    auto_remove: bool
+    interactive: bool
+    ports: list[str]
+    spec: ContainerSpec
+
+
+_RECORD = msgspec.json.Decoder(Record)
+_ENCODER = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True)
+class State:
+    """How a container stands now. `facts`: the supervisor's last report (empty before the first start)."""
+
+    status: Status
+    facts: dict[str, Any]
+    lost: bool = False
+    """The supervisor was killed: the end was not seen."""
+
+
+class Records:
+    """The containers below one engine root."""
+
+    def __init__(self, root: Path) -> None:
+        self._containers = root / "containers"
+        self._names = root / "names"
+
+    def directory(self, container_id: str) -> Path:
+        """Where a container's files are."""
+        return self._containers / container_id
+
+    def name_link(self, name: str) -> Path:
+        """The link that reserves a name."""
+        return self._names / name
+
+    def new_id(self) -> str:
+        """64 random hex digits."""
+        return secrets.token_hex(32)
+
+    def claim_name(self, container_id: str, name: str | None) -> str:
+        """Reserve `name` (or a made-up one) for the container; ContainerError when another has it, InvalidOption."""
+        self._names.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if name is not None and not _NAME.fullmatch(name):
+            raise InvalidOption(f"--name {name!r}: begins with a letter or digit, then letters, digits, _ . -, at least two")
+        for candidate in [name] if name else _made_up_names():
+            if self._link(candidate, container_id):
+                return candidate
+        raise ContainerError(f"name {name}: already used by container {self._owner(name or '')[:12]}", hint="remove it with `sandbox rm`, or choose another name")
+
+    def _link(self, name: str, container_id: str) -> bool:
+        try:
+            os.symlink(container_id, self.name_link(name))
+        except FileExistsError:
+            if self.directory(self._owner(name)).is_dir():
+                return False
+            self._drop_stale_name(name)
+            return self._link(name, container_id)
+        return True
+
+    def _owner(self, name: str) -> str:
+        try:
+            return os.readlink(self.name_link(name))
+        except OSError:
+            return ""
+
+    def _drop_stale_name(self, name: str) -> None:
+        """The container behind it is gone (a killed `rm`)."""
+        self.name_link(name).unlink(missing_ok=True)
+
+    def write(self, record: Record) -> None:
+        """Make the container exist: from now on others see it."""
+        path = self.directory(record.id) / "config.json"
+        temporary = path.with_suffix(".new")
+        temporary.write_bytes(_ENCODER.encode(record))
+        temporary.rename(path)
+
+    def read(self, container_id: str) -> Record:
+        """What was written at creation; ContainerNotFound."""
+        try:
+            return _RECORD.decode((self.directory(container_id) / "config.json").read_bytes())
+        except FileNotFoundError as err:
+            raise ContainerNotFound(f"{container_id[:12]}: no such container") from err
+
+    def all(self) -> list[Record]:
+        """Every container, newest first."""
+        found = []
+        for container_id in self.ids():
+            try:
+                found.append(self.read(container_id))
+            except ContainerNotFound:  # a build's step, or removed meanwhile
+                continue
+        return sorted(found, key=lambda record: record.created, reverse=True)
+
+    def ids(self) -> list[str]:
+        """The ids of all directories, also of build steps and of containers half made or half removed."""
+        try:
+            return os.listdir(self._containers)
+        except FileNotFoundError:
+            return []
+
+    def find(self, name: str) -> Record:
+        """By name, id, or unique prefix of an id; ContainerNotFound says what is close."""
+        if _NAME.fullmatch(name) and (owner := self._owner(name)):
+            return self.read(owner)
+        matches = [record for record in self.all() if record.id.startswith(name)] if name else []
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise ContainerNotFound(f"{name}: begins the ids of {len(matches)} containers", hint="write more of the id")
+        raise ContainerNotFound(f"{name}: no such container", hint=self._suggest(name))
+
+    def _suggest(self, name: str) -> str:
+        import difflib  # noqa: PLC0415  # only on this way out
+
+        close = difflib.get_close_matches(name, [record.name for record in self.all()], n=1)
+        return f"did you mean {close[0]}?" if close else "`sandbox ps -a` lists what there is"
+
+    def state(self, container_id: str) -> State:
+        """How it stands now."""
+        directory = self.directory(container_id)
+        facts = files.read_json(str(directory / "state.json")) or {}
+        if facts.get("status") != "running":
+            return State("exited" if facts else "created", facts)
+        if self.is_supervised(container_id):
+            return State("running", facts)
+        # It may have ended between the two looks.
+        facts = files.read_json(str(directory / "state.json")) or {}
+        return State("exited", facts, lost=facts.get("status") == "running")
+
+    def is_supervised(self, container_id: str) -> bool:
+        """Whether a supervisor lives: only it holds this lock."""
+        try:
+            fd = os.open(self.directory(container_id) / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def remove(self, container_id: str, names: Sequence[str]) -> None:
+        """Remove the directory, then the name; both may be gone already."""
+        files.remove_tree(str(self.directory(container_id)))
+        for name in names:
+            if self._owner(name) == container_id:
+                self.name_link(name).unlink(missing_ok=True)
+
+    def stale_names(self) -> list[Path]:
+        """Names whose container is gone."""
+        if not self._names.is_dir():
+            return []
+        return [link for link in self._names.iterdir() if not self.directory(os.readlink(link)).is_dir()]
+
+
+def _made_up_names() -> Iterator[str]:
+    """docker's kind of names; a number is added once the plain ones keep being taken."""
+    for attempt in range(100):
+        name = f"{secrets.choice(_ADJECTIVES)}_{secrets.choice(_SURNAMES)}"
+        yield name if attempt < 10 else f"{name}{secrets.randbelow(10**6)}"

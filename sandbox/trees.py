@@ -1,0 +1,123 @@
+"""A container's files seen from the host: what changed, a tar of a path, an image's directory copied into a volume; its processes."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from sandbox.errors import ContainerError
+from sandbox.image.tree import Entry, Tree, is_whiteout
+
+Row = TypeVar("Row")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def changes(upper: Path, lower: Tree) -> Iterator[tuple[Literal["A", "C", "D"], str]]:
+    """docker diff: every path of the upper directory, and what it means above the image."""
+    for directory, names, others in os.walk(upper):
+        names.sort()
+        inside = "/" + os.path.relpath(directory, upper).removeprefix(".").lstrip("/")
+        for name in sorted([*names, *others]):
+            path = os.path.join(inside, name)
+            if is_whiteout(os.lstat(os.path.join(directory, name))):
+                yield "D", path
+            else:
+                yield ("C" if lower.lookup(path) else "A"), path
+
+
+def pack(tree: Tree, path: str) -> bytes:
+    """A tar of `path` with its last name as root, owners by number."""
+    try:
+        entries = list(tree.walk(path))
+    except FileNotFoundError as err:
+        raise ContainerError(f"{path}: no such file or directory in the container") from err
+    out = io.BytesIO()
+    base = entries[0].path
+    top = base.rpartition("/")[2]
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for entry in entries:
+            name = (top + entry.path[len(base.rstrip("/")) :]).lstrip("/") or "."
+            _add(tar, name, entry)
+    return out.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, entry: Entry) -> None:
+    info = tarfile.TarInfo(name)
+    info.mode, info.uid, info.gid, info.mtime = stat.S_IMODE(entry.stat.st_mode), entry.stat.st_uid, entry.stat.st_gid, int(entry.stat.st_mtime)
+    if entry.is_dir:
+        info.type = tarfile.DIRTYPE
+    elif entry.is_symlink:
+        info.type, info.linkname = tarfile.SYMTYPE, os.readlink(entry.source)
+    elif not entry.is_file:
+        return  # sockets, fifos and devices do not travel
+    if not entry.is_file:
+        tar.addfile(info)
+        return
+    with open(os.open(entry.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        info.size = os.fstat(file.fileno()).st_size
+        tar.addfile(info, file)
+
+
+def populate(tree: Tree, path: str, target: Path) -> None:
+    """Copy the image's directory `path` into a new volume, with owners and modes, as docker does."""
+    entry = tree.lookup(path, follow=True)
+    if entry is None or not entry.is_dir:
+        return
+    for item in tree.walk(path):
+        relative = item.path[len(entry.path.rstrip("/")) :].lstrip("/")
+        copy = target / relative
+        if item.is_symlink:
+            copy.symlink_to(os.readlink(item.source))
+        elif item.is_dir:
+            copy.mkdir(exist_ok=True)
+        elif item.is_file:
+            with tree.open(item.path) as source, copy.open("xb") as out:
+                while data := source.read(1 << 20):
+                    out.write(data)
+        else:
+            continue
+        os.chown(copy, item.stat.st_uid, item.stat.st_gid, follow_symlinks=False)
+        if not item.is_symlink:
+            copy.chmod(stat.S_IMODE(item.stat.st_mode))
+
+
+def processes_like(pid: int, row: Callable[[str, int, int, str, str], Row]) -> list[Row]:
+    """The processes in the same PID namespace as `pid`'s, by /proc."""
+    namespace = _namespace(pid)
+    rows = []
+    for other in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        if namespace is not None and _namespace(other) == namespace:
+            try:
+                rows.append(_describe(other, row))
+            except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
+                continue
+    return rows
+
+
+def _namespace(pid: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return None
+
+
+def _describe(pid: int, row: Callable[[str, int, int, str, str], Row]) -> Row:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    seconds = (int(fields[11]) + int(fields[12])) // _TICKS
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+    uid = _inner_uid(pid, os.stat(f"/proc/{pid}").st_uid)
+    return row("root" if uid == 0 else str(uid), pid, int(fields[1]), f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}", command)
+
+
+def _inner_uid(pid: int, uid: int) -> int:
+    """The host's uid as the container counts it."""
+    for line in Path(f"/proc/{pid}/uid_map").read_text(encoding="ascii").splitlines():
+        inner, outer, count = map(int, line.split())
+        if outer <= uid < outer + count:
+            return uid - outer + inner
+    return uid
