@@ -85,7 +85,7 @@ def _parse_all(source: SourceText) -> _Parsed:
     for node in ast.instructions:
         raw = _Raw(source, node, Span(node.start_line, node.end_line), ast.escape_token)
         found.append(_wrap_onbuild(raw) if node.start_line in onbuild_lines else _ROWS[node.name].make(_checked(raw)))
-    warnings = tuple((w.message, w.line) for w in ast.warnings)
+    warnings = tuple((w.message[:1].lower() + w.message[1:], w.line) for w in ast.warnings)
     return tuple(found), ast.escape_token, directives, warnings
 
 

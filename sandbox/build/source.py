@@ -70,7 +70,7 @@ class SourceText:
         for number in range(span.first, min(span.last, len(self.lines)) + 1):
             line = _show(self.lines[number - 1])
             column = line.find(word) if word else -1
-            if column >= 0 and not line.lstrip().startswith("#"):
+            if column >= 0 and (span.first == span.last or not line.lstrip().startswith("#")):
                 return number, column
         return span.first, len(_show(self.lines[span.first - 1])) if self.lines else 0
 

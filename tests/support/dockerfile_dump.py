@@ -1,0 +1,51 @@
+"""A parsed Dockerfile as text a person can read and review: what the golden files under tests/golden/build hold."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from sandbox.build.dockerfile import Dockerfile, parse
+from sandbox.errors import DockerfileError
+
+
+def render(text: str) -> str:
+    """The dump of a Dockerfile, or its error as a person sees it."""
+    try:
+        return _dump(parse(text))
+    except DockerfileError as err:
+        hint = f"hint: {err.hint}\n" if err.hint else ""
+        return f"error: {err}\n{err.excerpt}\n{hint}"
+
+
+def _dump(parsed: Dockerfile) -> str:
+    lines = [f"directive {name}: {value}" for name, value in parsed.directives]
+    lines += [f"warning line {line}: {message}" for message, line in parsed.warnings]
+    for instruction in parsed.instructions:
+        lines.append(f"{instruction.span}: {type(instruction).__name__.upper()}")
+        lines += _fields(instruction, "  ")
+    return "\n".join(lines) + "\n"
+
+
+def _fields(value: Any, indent: str) -> list[str]:
+    lines = []
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if field.name == "span" or item in (None, (), 0):
+            continue
+        if is_dataclass(item):
+            lines += [f"{indent}{field.name}: {type(item).__name__}", *_fields(item, indent + "  ")]
+        elif isinstance(item, tuple) and is_dataclass(item[0]):
+            for one in item:
+                lines += [f"{indent}{field.name}: {type(one).__name__}", *_fields(one, indent + "  ")]
+        elif isinstance(item, tuple):
+            lines += [f"{indent}{field.name}:", *(f"{indent}  {_show(one)}" for one in item)]
+        else:
+            lines.append(f"{indent}{field.name}: {_show(item)}")
+    return lines
+
+
+def _show(item: object) -> str:
+    if isinstance(item, tuple):
+        return " = ".join(repr(part) for part in item)
+    return repr(item)

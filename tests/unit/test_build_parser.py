@@ -1,0 +1,105 @@
+"""Dockerfile text becomes instructions or a DockerfileError, never anything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandbox.build import instructions as ins
+from sandbox.build.dockerfile import parse, parse_triggers
+from sandbox.build.source import SourceText, Span
+from sandbox.errors import DockerfileError
+from tests.support.dockerfile_dump import render
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "build"
+CASES = sorted(path.parent for kind in ("parser", "errors") for path in (GOLDEN / kind).glob("*/Dockerfile"))
+
+
+def test_golden_cases_are_found() -> None:
+    assert len(CASES) > 60
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_dockerfile_reads_as_its_golden_dump(case: Path) -> None:
+    text = (case / "Dockerfile").read_bytes().decode()
+    assert render(text) == (case / "expected.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.parent.name == "errors"], ids=lambda path: path.name)
+def test_every_error_has_a_span_and_shows_its_line(case: Path) -> None:
+    with pytest.raises(DockerfileError) as caught:
+        parse((case / "Dockerfile").read_bytes().decode())
+    span = caught.value.span
+    assert isinstance(span, Span)
+    assert f"> {span.first}" in caught.value.excerpt
+
+
+def test_json_nested_too_deeply_is_an_error() -> None:
+    with pytest.raises(DockerfileError, match="line 2: nested too deeply"):
+        parse("FROM a\nRUN " + "[" * 100_000 + "\n")
+
+
+def test_the_name_of_the_text_is_in_its_errors() -> None:
+    with pytest.raises(DockerfileError, match="cell line 1: unknown instruction FROMM"):
+        parse("FROMM a", "cell")
+
+
+def test_broken_utf8_is_an_error() -> None:
+    with pytest.raises(DockerfileError, match="line 2: not text"):
+        parse(b"FROM a\nRUN \xff".decode("utf-8", "surrogateescape"))
+
+
+def test_triggers_of_an_image_are_instructions_with_their_own_text() -> None:
+    found = parse_triggers(["COPY . /app", "RUN <<EOF\na\nEOF"])
+    assert [type(instruction) for instruction, _ in found] == [ins.Copy, ins.Run]
+    assert found[0][1].lines == ("COPY . /app",)
+
+
+@pytest.mark.parametrize("text", ["FROM x", "MAINTAINER x", "ONBUILD RUN x"])
+def test_a_trigger_an_image_may_not_have_is_an_error(text: str) -> None:
+    with pytest.raises(DockerfileError, match="ONBUILD"):
+        parse_triggers([text])
+
+
+def test_caret_stands_under_its_word_in_a_long_line() -> None:
+    text = "FROM a " + "x" * 500 + " WORD " + "y" * 500
+    lines = SourceText.of(text, "Dockerfile").excerpt(Span(1, 1), "WORD").splitlines()
+    assert max(map(len, lines)) < 200
+    assert lines[0][lines[1].index("^") :].startswith("WORD")
+
+
+WORDS = st.sampled_from(
+    ["FROM a", "RUN", "COPY", "ADD", "ONBUILD", "ENV", "LABEL", "ARG", "HEALTHCHECK", "SHELL", "CMD", "EXPOSE", "VOLUME", "# escape=`",
+     "# syntax=x", "--from=", "--mount=", "--interval=1s", "<<EOF", "<<-'E'", "EOF", "E", "\\", "`", "\n", "\r\n", "\t", " ", "=", "a=b",
+     "[", "]", '"', "'", "$A", "${A", ",", "\\\n", "\ufeff", "é", "\u2028", "\x85", "\0", "NONE", "AS", "9<<E"]
+)  # fmt: skip
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.one_of(st.text(max_size=200), st.lists(WORDS, max_size=40).map(" ".join), st.lists(WORDS, max_size=40).map("".join)))
+def test_no_text_raises_anything_but_dockerfile_error(text: str) -> None:
+    for prefix in ("", "FROM a\n"):
+        try:
+            parsed = parse(prefix + text)
+        except DockerfileError as err:
+            assert str(err)
+            assert "\n" not in str(err)
+        else:
+            assert parsed.instructions
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(WORDS, max_size=25).map(" ".join))
+def test_spans_are_in_the_text_and_do_not_overlap(text: str) -> None:
+    source = "FROM a\n" + text
+    try:
+        parsed = parse(source)
+    except DockerfileError:
+        return
+    last = 0
+    for instruction in parsed.instructions:
+        assert last < instruction.span.first <= instruction.span.last <= source.count("\n") + 1
+        last = instruction.span.last
