@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +15,7 @@ from sandbox.cli.flags import Converted, verb
 from sandbox.cli.formatting import Field, Listing, age_text, labels_text, quoted, short_id, shortened, time_text
 from sandbox.cli.images import format_option, no_trunc_option, quiet_option, refuse_terminal
 from sandbox.cli.invocation import complete_containers, each, engine, write_bytes
-from sandbox.errors import InvalidOption, SandboxError
+from sandbox.errors import ContainerNotFound, ImageError, InvalidOption, InvalidReference
 from sandbox.options import parse_duration, parse_signal
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _descends(opened: Engine, container: Container, name: str) -> bool:
         return True
     try:
         return container.image_id == opened.image(name).id
-    except SandboxError:
+    except (ImageError, InvalidReference):
         return False
 
 
@@ -275,17 +275,17 @@ def kill(names: Sequence[str], number: int) -> int:
 @verb("rm")
 @names_argument
 @click.option("-f", "--force", is_flag=True, help="Also running ones: they get SIGKILL.")
-@click.option("-v", "--volumes", is_flag=True, help="Also their anonymous volumes.")
-def rm(names: Sequence[str], force: bool, volumes: bool) -> int:
+@click.option("-v", "--volumes", is_flag=True, expose_value=False, help="As docker's; anonymous volumes always go with their container.")
+def rm(names: Sequence[str], force: bool) -> int:
     """Remove containers."""
 
     def remove(name: str) -> str | None:
         try:
             opened.container(name).remove(force=force)
-        except SandboxError as err:
-            if force and type(err).__name__ == "ContainerNotFound":
-                return None
-            raise
+        except ContainerNotFound:
+            if not force:
+                raise
+            return None
         return name
 
     with engine() as opened:
@@ -321,4 +321,8 @@ def export(name: str, output: str | None) -> None:
     """Write a container's whole file system as a tar."""
     refuse_terminal(output)
     with engine() as opened:
-        opened.container(name).export(output if output is not None else sys.stdout.buffer)
+        data = opened.container(name).copy_out("/")
+    if output is None:
+        write_bytes(data)
+    else:
+        Path(output).write_bytes(data)

@@ -79,20 +79,27 @@ def copy_out(container: Container, path: str, target: str, *, follow_link: bool 
         write_bytes(container.copy_out(path))
         return
     data = container.copy_out(_followed(container, path) if follow_link else path)
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive:
-        kind: Kind = "directory" if (first := archive.next()) is not None and first.isdir() else "file"
-    parent, name = host_target(target, kind, path)
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive, Extraction.below(parent) as extraction:
+    first = first_member(data)
+    parent, name = host_target(target, "directory" if first.isdir() else "file", path)
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive, Extraction.below(parent, first.name, name) as extraction:
         for member in archive:
-            extraction.add(member, archive.extractfile(member) if member.isreg() else None, name)
+            extraction.add(member, archive.extractfile(member) if member.isreg() else None)
+
+
+def first_member(data: bytes) -> tarfile.TarInfo:
+    """What a tar begins with: the thing that was copied."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive:
+        first = archive.next()
+    if first is None:
+        raise InvalidInput("tar: nothing in it")
+    return first
 
 
 def _followed(container: Container, path: str) -> str:
     """Where a symlink in the container leads, inside it."""
     for _ in range(40):
-        with tarfile.open(fileobj=io.BytesIO(container.copy_out(path)), mode="r|") as archive:
-            first = archive.next()
-        if first is None or not first.issym():
+        first = first_member(container.copy_out(path))
+        if not first.issym():
             return path
         path = posixpath.normpath(posixpath.join("/", posixpath.dirname(path), first.linkname))
     raise InvalidInput(f"{path}: too many symbolic links")
@@ -116,34 +123,35 @@ def host_target(target: str, kind: Kind, source: str) -> tuple[Path, str]:
 
 
 class Extraction:
-    """Writes tar members below one directory. Every path is walked from that directory's descriptor without following any
+    """Writes the members of a tar below one directory: what is called `top` in the tar becomes `name` there ('': the
+    directory itself). Every path is walked from that directory's descriptor without following any
     link, so that neither a name nor a link, from the tar or found there, leads elsewhere. Raises UnsafeLayer."""
 
-    def __init__(self, root: int, opened: ExitStack) -> None:
-        self._root = root
+    def __init__(self, root: int, top: str, name: str, opened: ExitStack) -> None:
+        self._root, self._top, self._name = root, components(top), name
         self._written: set[tuple[str, ...]] = set()
         self._modes: list[tuple[tuple[str, ...], tarfile.TarInfo]] = []
         opened.callback(self._set_directory_modes)
 
     @classmethod
     @contextmanager
-    def below(cls, directory: Path) -> Iterator[Extraction]:
+    def below(cls, directory: Path, top: str, name: str) -> Iterator[Extraction]:
         """An extraction into `directory`; the modes of directories are set at the end."""
         with ExitStack() as opened:
             root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             opened.callback(os.close, root)
-            yield cls(root, opened)
+            yield cls(root, top, name, opened)
 
-    def add(self, member: tarfile.TarInfo, data: IO[bytes] | None, name: str) -> None:
-        """Write one member. The archive's own root is called `name` here; '' puts its contents into the directory."""
-        parts = self._parts(member.name, name)
+    def add(self, member: tarfile.TarInfo, data: IO[bytes] | None) -> None:
+        """Write one member; `data` when it is a file."""
+        parts = self._parts(member.name)
         if not parts:
             return
         with self._directory(parts[:-1], member.name) as parent:
-            self._write(member, data, parent, parts, name)
+            self._write(member, data, parent, parts)
         self._written.add(parts)
 
-    def _write(self, member: tarfile.TarInfo, data: IO[bytes] | None, parent: int, parts: tuple[str, ...], name: str) -> None:
+    def _write(self, member: tarfile.TarInfo, data: IO[bytes] | None, parent: int, parts: tuple[str, ...]) -> None:
         if member.isdir():
             self._make_directory(member, parent, parts)
             return
@@ -153,19 +161,18 @@ class Extraction:
         elif member.issym():
             os.symlink(member.linkname, parts[-1], dir_fd=parent)
         elif member.islnk():
-            self._link(member, parent, parts, name)
+            self._link(member, parent, parts)
         elif member.isfifo():
             os.mkfifo(parts[-1], member.mode & 0o777, dir_fd=parent)
         else:
             raise UnsafeLayer(f"{member.name}: device nodes are not copied", path=member.name)
 
-    def _parts(self, path: str, name: str) -> tuple[str, ...]:
-        """Where a member goes: its first component is the archive's root."""
-        if path.startswith("/") or ".." in path.split("/") or "\0" in path:
-            raise UnsafeLayer(f"{path}: would leave the target directory", path=path)
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        below_root = parts if path.startswith("./") or path == "." else parts[1:]
-        return (*([name] if name else []), *below_root)
+    def _parts(self, path: str) -> tuple[str, ...]:
+        """Where a member goes."""
+        parts = components(path)
+        if parts[: len(self._top)] != self._top:
+            raise UnsafeLayer(f"{path}: not below {'/'.join(self._top)}", path=path)
+        return (*([self._name] if self._name else []), *parts[len(self._top) :])
 
     @contextmanager
     def _directory(self, parts: Sequence[str], path: str) -> Iterator[int]:
@@ -186,8 +193,8 @@ class Extraction:
                 raise UnsafeLayer(f"{member.name}: something that is no directory is in its place", path=member.name) from None
         self._modes.append((parts, member))
 
-    def _link(self, member: tarfile.TarInfo, parent: int, parts: tuple[str, ...], name: str) -> None:
-        source = self._parts(member.linkname, name)
+    def _link(self, member: tarfile.TarInfo, parent: int, parts: tuple[str, ...]) -> None:
+        source = self._parts(member.linkname)
         if source not in self._written:
             raise UnsafeLayer(f"{member.name}: hard link to {member.linkname}, which is not in the copy", path=member.name)
         with self._directory(source[:-1], member.linkname) as there:
@@ -199,6 +206,13 @@ class Extraction:
             with self._directory(parts, member.name) as fd:
                 os.fchmod(fd, member.mode & 0o777)
                 os.utime(fd, (member.mtime, member.mtime))
+
+
+def components(path: str) -> tuple[str, ...]:
+    """The names of a path in a tar; UnsafeLayer when it is absolute or has `..`."""
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise UnsafeLayer(f"{path}: would leave the target directory", path=path)
+    return tuple(part for part in path.split("/") if part not in ("", "."))
 
 
 def step_down(fd: int, part: str, path: str) -> int:
@@ -276,9 +290,7 @@ def kind_inside(container: Container, path: str) -> Kind | None:
         if "no such" in str(err):
             return None
         raise
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive:
-        first = archive.next()
-    return "directory" if first is not None and first.isdir() else "file"
+    return "directory" if first_member(data).isdir() else "file"
 
 
 def pack(source: str, name: str, *, keep_owners: bool) -> bytes:

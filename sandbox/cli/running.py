@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.flags import given, verb
-from sandbox.cli.invocation import complete_containers, complete_images, each, engine
-from sandbox.cli.terminal import followed_window, forwarded_signals, raw_keys
+from sandbox.cli.invocation import complete_containers, complete_images, each, engine, write_bytes
+from sandbox.cli.terminal import Stdio, followed_window, forwarded_signals, raw_keys
 from sandbox.errors import InvalidOption
 from sandbox.options import RUN, RunOptions, parse_env_file, with_environment
 
 if TYPE_CHECKING:
-    from sandbox.engine import Container
-    from sandbox.runtime.container import Running
-    from sandbox.runtime.spec import Completed
+    from sandbox.engine import Completed, Container, Handling, Running
 
 _EXEC = [row for row in RUN if row.field in ("detach", "interactive", "tty", "env", "env_file", "workdir", "user")]
 _CREATE = [row for row in RUN if row.field not in ("detach",)]
@@ -39,12 +37,11 @@ def run(image: str, command: Sequence[str], **values: object) -> int:
     options = run_options(values)
     refuse_missing_terminal(options)
     with engine() as opened:
-        container = opened.create(image, command, options=options)
         if options.detach:
-            container.start()
-            click.echo(container.id)
+            click.echo(opened.start(image, command, options=options).id)
             return 0
-        return attach(container.attach(interactive=options.interactive), options)
+        with Stdio.of(options) as stdio:
+            return attach(opened.launch(image, command, options=options, streams=stdio.streams), options)
 
 
 @verb("create", _CREATE, interspersed=False)
@@ -66,14 +63,22 @@ def start(names: Sequence[str], attached: bool, interactive: bool) -> int:
         raise InvalidOption("start: only one container can be attached")
     with engine() as opened:
         if attached or interactive:
-            container = opened.container(names[0])
-            return attach(container.attach(interactive=interactive), RunOptions(interactive=interactive))
+            options = RunOptions(interactive=interactive, tty=_has_terminal(opened.container(names[0])))
+            with Stdio.of(options) as stdio:
+                return attach(opened.attach_started(names[0], stdio.streams), options)
         return each(names, lambda name: _start(opened.container(name), name))
 
 
 def _start(container: Container, name: str) -> str:
-    container.start()
+    if container.status != "running":  # docker: starting what runs is no error
+        container.start()
     return name
+
+
+def _has_terminal(container: Container) -> bool:
+    """Whether it was created with -t."""
+    config = container.inspect().get("Config")
+    return isinstance(config, dict) and bool(config.get("Tty"))
 
 
 @verb("exec", _EXEC, interspersed=False)
@@ -85,7 +90,21 @@ def exec_(name: str, command: Sequence[str], **values: object) -> int:
     refuse_missing_terminal(options)
     with engine() as opened:
         container = opened.container(name)
-        return attach(container.attach_exec(command, options=options), options)
+        env = dict(entry.split("=", 1) for entry in options.env)
+        if options.detach:
+            container.exec(command, env=env, user=options.user, workdir=options.workdir, tty=options.tty, detach=True)
+            return 0
+        with Stdio.of(options) as stdio:
+            where = {"user": options.user, "workdir": options.workdir}
+            running = container.launch(command, env=env, **where, tty=options.tty, streams=stdio.streams, handling=handling(options))
+            return attach(running, options)
+
+
+def handling(options: RunOptions) -> Handling:
+    """How the runtime treats an exec of ours."""
+    from sandbox.engine import Handling
+
+    return Handling(interactive=options.interactive)
 
 
 def attach(running: Running, options: RunOptions) -> int:
@@ -96,9 +115,14 @@ def attach(running: Running, options: RunOptions) -> int:
         if options.tty and os.isatty(1):
             entered.enter_context(followed_window(running, 1))
         passed = entered.enter_context(forwarded_signals(running))
-        completed = running.wait()
+        completed = running.wait(write_output)
     tell_reason(completed, passed)
     return completed.exit_code
+
+
+def write_output(stream: str, data: bytes) -> None:
+    """The program's bytes where they belong, unbuffered."""
+    write_bytes(data, 2 if stream == "stderr" else 1)
 
 
 def tell_reason(completed: Completed, passed: Sequence[int] = ()) -> None:

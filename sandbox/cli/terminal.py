@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import termios
+import threading
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from sandbox.options import RunOptions
+
+if TYPE_CHECKING:
+    from sandbox.engine import Streams
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 """What `run` passes on to the program, as docker's --sig-proxy does."""
@@ -23,6 +30,53 @@ class Attached(Protocol):
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell its terminal its size."""
+
+
+@dataclass(frozen=True)
+class Stdio:
+    """What a program's 0, 1 and 2 are here. Files and pipes are handed over as they are, so that bytes take no detour.
+    A terminal is not, unless the program gets one of its own (-t): it could read our keys from any of the three."""
+
+    streams: Streams
+
+    @classmethod
+    @contextmanager
+    def of(cls, options: RunOptions) -> Iterator[Stdio]:
+        """For a program run with these options."""
+        from sandbox.engine import Streams
+
+        with ExitStack() as opened:
+            if options.tty:
+                yield cls(Streams(stdin=0 if options.interactive else None, stdout=1, stderr=1))
+                return
+            stdin = opened.enter_context(typed_input()) if options.interactive and os.isatty(0) else 0
+            yield cls(Streams(stdin=stdin if options.interactive else None, stdout=_unless_terminal(1), stderr=_unless_terminal(2)))
+
+
+def _unless_terminal(fd: int) -> int | None:
+    """None makes the runtime read a pipe, whose bytes `attach` then writes."""
+    return None if os.isatty(fd) else fd
+
+
+@contextmanager
+def typed_input() -> Iterator[int]:
+    """A pipe that gets what is typed here, until Ctrl-D."""
+    read_end, write_end = os.pipe()
+
+    def copy() -> None:
+        try:
+            while data := os.read(0, 65536):
+                os.write(write_end, data)
+        except BrokenPipeError:
+            pass  # the program does not read any more
+        finally:
+            os.close(write_end)
+
+    threading.Thread(target=copy, daemon=True, name="typed input").start()
+    try:
+        yield read_end
+    finally:
+        os.close(read_end)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -48,6 +49,12 @@ class Measured:
         """The id as asked for."""
         return short_id(self.container.id) if self.truncate else self.container.id
 
+    @property
+    def limit(self) -> int:
+        """Its memory limit; the machine's memory when it has none, as docker says it."""
+        own = self.stats.memory_limit if self.stats else None
+        return own or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
 
 def _cpu(measured: Measured) -> str:
     percent = measured.stats.cpu_percent if measured.stats else 0.0
@@ -57,15 +64,15 @@ def _cpu(measured: Measured) -> str:
 def _memory(measured: Measured) -> str:
     if measured.stats is None:
         return "0B / 0B"
-    used, limit = measured.stats.memory, measured.stats.memory_limit
-    return f"{'--' if used is None else memory_text(used)} / {'--' if limit is None else memory_text(limit)}"
+    used = measured.stats.memory
+    return f"{'--' if used is None else memory_text(used)} / {memory_text(measured.limit)}"
 
 
 def _memory_share(measured: Measured) -> str:
     if measured.stats is None:
         return "0.00%"
-    used, limit = measured.stats.memory, measured.stats.memory_limit
-    return "--" if used is None or not limit else f"{100 * used / limit:.2f}%"
+    used = measured.stats.memory
+    return "--" if used is None else f"{100 * used / measured.limit:.2f}%"
 
 
 def _pids(measured: Measured) -> str:
@@ -99,12 +106,14 @@ def stats(names: Sequence[str], show_all: bool, no_stream: bool, format: str | N
     """Show what containers use (all running ones when none is named), again every second."""
     with engine() as opened:
         found = [opened.container(name) for name in names]
-        stopped = threading.Event()
-        while True:
+        clock, before = threading.Event(), {c.id: _look(c) for c in found or opened.containers(all=show_all)}
+        while not clock.wait(_INTERVAL):
             shown = found or opened.containers(all=show_all)
-            _show_once([_measure(c, not no_trunc) for c in shown], format, clear=not no_stream)
-            if no_stream or stopped.wait(_INTERVAL):
+            now = {c.id: _look(c, before.get(c.id)) for c in shown}
+            _show_once([Measured(c, now[c.id], not no_trunc) for c in shown], format, clear=not no_stream)
+            if no_stream:
                 return
+            before = now
 
 
 def _show_once(measured: Sequence[Measured], format: str | None, *, clear: bool) -> None:
@@ -113,9 +122,9 @@ def _show_once(measured: Sequence[Measured], format: str | None, *, clear: bool)
     sys.stdout.flush()
 
 
-def _measure(container: Container, truncate: bool) -> Measured:
-    """What it uses; a container that does not run, or ended just now, uses nothing."""
+def _look(container: Container, before: Stats | None = None) -> Stats | None:
+    """What it uses; None when it does not run, or ended just now."""
     try:
-        return Measured(container, container.stats() if container.status == "running" else None, truncate)
+        return container.stats(before)
     except (WrongState, ContainerNotFound):
-        return Measured(container, None, truncate)
+        return None
