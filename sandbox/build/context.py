@@ -144,7 +144,7 @@ class Context:
         try:
             self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as err:
-            raise BuildError(f"build context {root}: {err.strerror}") from err
+            raise BuildError(f"build context {root}: {(err.strerror or str(err)).lower()}") from err
         self._near: tuple[str, int] | None = None
         self._matcher: PatternMatcher | None = None
         try:

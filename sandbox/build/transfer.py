@@ -54,27 +54,17 @@ class LayerWriter:
 
     def copy(self, source: Source, match: Match, destination: str, *, into: bool, manner: Manner = Manner()) -> None:
         """Copy one match to an absolute path; `into`: it was written as a directory (ends with a slash)."""
-        final = self.tree.resolve(destination)
-        is_dir = match.entry.is_dir
-        self.make_directory(final if into or is_dir else _parent(final), manner.owner or ROOT)
         work = _Copy(self, source, manner)
-        if is_dir:
+        if match.entry.is_dir:
+            final = self.tree.resolve(destination)
+            self.make_directory(final, manner.owner or ROOT)
             work.put_children(match.entry, final)
-            return
-        existing = self.tree.lookup(final)
-        if existing is not None and existing.is_dir:
-            final = _join(final, match.name)
-            existing = self.tree.lookup(final)
-        work.put(match.entry, final, existing)
+        else:
+            work.put(match.entry, *self._prepare(destination, match.name, manner, into=into))
 
     def write_file(self, destination: str, name: str, data: bytes, *, into: bool, manner: Manner = Manner()) -> None:
         """A file with this content (a heredoc's), under `name` when the destination is a directory."""
-        final = self.tree.resolve(destination)
-        self.make_directory(final if into else _parent(final), manner.owner or ROOT)
-        existing = self.tree.lookup(final)
-        if existing is not None and existing.is_dir:
-            final = _join(final, name)
-            existing = self.tree.lookup(final)
+        final, existing = self._prepare(destination, name, manner, into=into)
         self.clear(final, existing)
         fd = os.open(self.place(final), _NEW_FILE, 0o600)
         with os.fdopen(fd, "wb") as stream:
@@ -83,6 +73,17 @@ class LayerWriter:
             self.own(fd, manner.owner or ROOT)
             os.fchmod(fd, manner.mode(0o644, False) if manner.mode else 0o644)
             os.utime(fd, ns=(self._now_ns, self._now_ns))
+
+    def _prepare(self, destination: str, name: str, manner: Manner, *, into: bool) -> tuple[str, Entry | None]:
+        """Where a file goes and what is there now: at the destination, or below it under `name` when it is a directory."""
+        final = self.tree.resolve(destination)
+        existing = self.tree.lookup(final)
+        if not into and (existing is None or not existing.is_dir):
+            self.make_directory(_parent(final), manner.owner or ROOT)
+            return final, existing
+        self.make_directory(final, manner.owner or ROOT)
+        final = _join(final, name)
+        return final, self.tree.lookup(final)
 
     def make_directory(self, path: str, owner: Owner = ROOT) -> None:
         """Afterwards the directory is there, and every one above it: as the layers below have it, else new, 0755, `owner`'s.
