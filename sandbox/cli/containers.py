@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -321,8 +321,4 @@ def export(name: str, output: str | None) -> None:
     """Write a container's whole file system as a tar."""
     refuse_terminal(output)
     with engine() as opened:
-        data = opened.container(name).copy_out("/")
-    if output is None:
-        write_bytes(data)
-    else:
-        Path(output).write_bytes(data)
+        opened.container(name).export(output if output is not None else sys.stdout.buffer)

@@ -18,7 +18,7 @@ from sandbox.cli.invocation import complete_images, each, engine
 from sandbox.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from sandbox.engine import Engine, ImageSummary
+    from sandbox.engine import Engine, HistoryRow, ImageSummary
 
 _CREATED_BY = 45  # docker's width of this column
 format_option = click.option("--format", metavar="FORMAT", help="json, table TEMPLATE, or a template such as '{{.ID}}'.")
@@ -137,37 +137,6 @@ def tag(source: str, target: str) -> None:
 
 
 @dataclass(frozen=True)
-class HistoryRow:
-    """One entry of an image's history, with the size of the layer it made."""
-
-    id: str | None
-    created: datetime | None
-    created_by: str
-    comment: str
-    size: int
-
-
-def history_rows(opened: Engine, name: str) -> list[HistoryRow]:
-    """The history of an image, newest first; layers that no entry speaks of come as entries without a text."""
-    image = opened.image(name)
-    sizes = list(reversed(opened.layer_sizes(image)))
-    rows: list[HistoryRow] = []
-    for entry in reversed(image.config.value.history):
-        size = 0 if entry.empty_layer or not sizes else sizes.pop(0)
-        top = None if rows else str(image.id)
-        rows.append(HistoryRow(top, _parsed_time(entry.created), entry.created_by, entry.comment, size))
-    rows += [HistoryRow(str(image.id) if not rows and not i else None, None, "", "", size) for i, size in enumerate(sizes)]
-    return rows
-
-
-def _parsed_time(text: str | None) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-
-
-@dataclass(frozen=True)
 class ShownHistory:
     """One row of `history` and how to show it."""
 
@@ -192,7 +161,7 @@ class ShownHistory:
 HISTORY: Listing[ShownHistory] = Listing(
     [
         Field("Comment", "COMMENT", lambda h: h.row.comment),
-        Field("CreatedAt", "CREATED AT", lambda h: h.row.created.isoformat() if h.row.created else "N/A"),
+        Field("CreatedAt", "CREATED AT", lambda h: h.row.created.isoformat(timespec="seconds") if h.row.created else "N/A"),
         Field("CreatedBy", "CREATED BY", lambda h: h.created_by),
         Field("CreatedSince", "CREATED", lambda h: age_text(h.row.created, h.now) if h.human else time_text(h.row.created)),
         Field("ID", "IMAGE", lambda h: h.id),
@@ -212,7 +181,7 @@ def history(image: str, human: bool, format: str | None, no_trunc: bool, quiet: 
     """Show what an image was made of, newest first."""
     with engine() as opened:
         now = datetime.now(UTC)
-        shown = [ShownHistory(row, now, not no_trunc, human) for row in history_rows(opened, image)]
+        shown = [ShownHistory(row, now, not no_trunc, human) for row in opened.history(image)]
     if quiet:
         format = "{{.ID}}"
     HISTORY.show(shown, format)

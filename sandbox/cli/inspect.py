@@ -75,31 +75,7 @@ def _container(opened: Engine, name: str) -> Facts:
 
 
 def _image(opened: Engine, name: str) -> Facts:
-    """docker's shape of an image."""
-    image = opened.image(name)
-    config = image.config.value
-    sizes = opened.layer_sizes(image)
-    last = config.history[-1] if config.history else None
-    return {
-        "Id": str(image.id),
-        "RepoTags": opened.image_names(image),
-        "RepoDigests": [],
-        "Parent": "",
-        "Comment": last.comment if last else "",
-        "Created": config.created,
-        "Author": config.author or "",
-        "Config": json.loads(image.config.raw).get("config") or {},
-        "Architecture": config.architecture,
-        "Os": config.os,
-        "Size": sum(sizes),
-        "RootFS": {"Type": "layers", "Layers": [str(diff_id) for diff_id in image.diff_ids]},
-        "Descriptor": {
-            "mediaType": image.manifest.value.media_type or "application/vnd.oci.image.manifest.v1+json",
-            "digest": str(image.manifest.digest),
-            "size": len(image.manifest.raw),
-        },
-        "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},
-    }
+    return opened.inspect_image(name)
 
 
 def _either(opened: Engine, name: str) -> Facts:

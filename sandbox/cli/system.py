@@ -115,10 +115,9 @@ def prune_containers(force: bool) -> int:
     if not force and not confirm("WARNING! This will remove all stopped containers.\nAre you sure you want to continue?"):
         return 0
     with engine() as opened:
-        stopped = [container for container in opened.containers(all=True) if container.status != "running"]
-        for container in stopped:
-            container.remove()
-    _show("Deleted Containers:", [container.id for container in stopped])
+        report = opened.prune_containers()
+    _show("Deleted Containers:", report.containers)
+    click.echo(f"Total reclaimed space: {size_text(report.reclaimed)}")
     return 0
 
 
@@ -131,10 +130,7 @@ def prune_images(every: bool, force: bool) -> int:
     if not force and not confirm(f"WARNING! This will remove {which}.\nAre you sure you want to continue?"):
         return 0
     with engine() as opened:
-        used = {container.image_id for container in opened.containers(all=True)}
-        unused = {row.id: None for row in opened.images() if row.id not in used and (every or row.repository is None)}
-        lines = [line for image_id in unused for line in opened.remove_image(image_id, force=True)]
-    _show("Deleted Images:", lines)
-    if lines:
-        click.echo("hint: `sandbox prune` removes the layers nothing needs any more", err=True)
+        report = opened.prune_images(all=every)
+    _show("Deleted Images:", report.images)
+    click.echo(f"Total reclaimed space: {size_text(report.reclaimed)}")
     return 0
