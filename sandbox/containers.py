@@ -296,7 +296,21 @@ class Container:
 
     def copy_out(self, path: str) -> bytes:
         """A tar of the file or directory, as `docker cp CONTAINER:PATH -` gives."""
-        return trees.pack(self._tree_at(path)[0], self._tree_at(path)[1])
+        return trees.pack(*self._tree_at(path))
+
+    def export(self, target: str | Path | IO[bytes]) -> None:
+        """Write its whole file system as a tar, without volumes; a file appears whole or not at all."""
+        whole = Tree((*self._record.spec.rootfs.lowers, str(self._upper)))
+        if not isinstance(target, str | Path):
+            trees.write_tar(whole, "/", target)
+            return
+        temporary = Path(f"{target}.{os.getpid()}.part")
+        try:
+            with temporary.open("wb") as out:
+                trees.write_tar(whole, "/", out)
+            temporary.rename(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _tree_at(self, path: str) -> tuple[Tree, str]:
         """The tree that holds this path: a volume's, else the container's root."""

@@ -29,7 +29,7 @@ from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, ContainerSpec, Mount, Process, Rootfs
 
 __all__ = [
-    "Completed", "Container", "Engine", "HistoryRow", "ImageSummary", "LogLine", "OnOutput", "ProcessRow", "PruneReport", "Running", "Stats", "Status", "Streams",
+    "Completed", "Container", "Engine", "Handling", "HistoryRow", "ImageSummary", "LogLine", "OnOutput", "ProcessRow", "PruneReport", "Running", "Stats", "Status", "Streams",
 ]  # fmt: skip
 
 
@@ -479,7 +479,8 @@ class Engine:
         self._records.remove(record.id, [record.name])
 
     def _commit(self, record: Record, state: State, tag: str | None, *, message: str, author: str, changes: Sequence[str]) -> Image:
-        from sandbox.image.layers import apply_tar, write_tar  # noqa: PLC0415
+        from sandbox.image.apply import apply_tar  # noqa: PLC0415
+        from sandbox.image.layers import write_tar  # noqa: PLC0415
 
         base = self._store.find(record.image_id).config.value
         chain = Digest(record.chain) if record.chain else None
@@ -521,9 +522,11 @@ class Engine:
         """`config` after Dockerfile instructions (`--change`)."""
         if not changes:
             return config
-        from sandbox.build.builder import apply_changes  # noqa: PLC0415
+        from sandbox.build.changes import apply_changes  # noqa: PLC0415
+        from sandbox.build.memory import Memory  # noqa: PLC0415
 
-        return apply_changes(config, changes)
+        with Memory(self.root / "build.db") as memory:
+            return apply_changes(self._store, memory, config, changes)
 
     def _unpack(self, record: Record, state: State, path: str, tar: bytes) -> None:
         """Run our own unpacker inside: in the running container's namespaces, else in a container set up for it."""

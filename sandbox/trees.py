@@ -8,7 +8,7 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import IO, Literal, TypeVar
 
 from sandbox.errors import ContainerError
 from sandbox.image.tree import Entry, Tree, is_whiteout
@@ -31,19 +31,22 @@ def changes(upper: Path, lower: Tree) -> Iterator[tuple[Literal["A", "C", "D"], 
 
 
 def pack(tree: Tree, path: str) -> bytes:
-    """A tar of `path` with its last name as root, owners by number."""
-    try:
-        entries = list(tree.walk(path))
-    except FileNotFoundError as err:
-        raise ContainerError(f"{path}: no such file or directory in the container") from err
+    """A tar of `path` with its last name as root, owners by number. ContainerError when there is no such path."""
     out = io.BytesIO()
-    base = entries[0].path
-    top = base.rpartition("/")[2]
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for entry in entries:
-            name = (top + entry.path[len(base.rstrip("/")) :]).lstrip("/") or "."
-            _add(tar, name, entry)
+    write_tar(tree, path, out)
     return out.getvalue()
+
+
+def write_tar(tree: Tree, path: str, out: IO[bytes]) -> None:
+    """The same, written as it is read."""
+    found = tree.lookup(path, follow=True)
+    if found is None:
+        raise ContainerError(f"{path}: no such file or directory in the container")
+    base = found.path.rstrip("/")
+    top = base.rpartition("/")[2]
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for entry in tree.walk(path):
+            _add(tar, (top + entry.path[len(base) :]).lstrip("/") or ".", entry)
 
 
 def _add(tar: tarfile.TarFile, name: str, entry: Entry) -> None:

@@ -21,7 +21,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-from sandbox.errors import ImageError, ImageNotFound, InvalidImage, InvalidReference
+from sandbox.errors import DigestMismatch, ImageError, ImageNotFound, InvalidImage, InvalidReference
+from sandbox.image.apply import HashingReader, apply_tar, decompressed
 from sandbox.image.blobs import Blobs, digest_of, verified
 from sandbox.image.catalog import Catalog, SnapshotRow
 from sandbox.image.drafts import Draft, Drafts, Lock
@@ -162,6 +163,24 @@ class Store:
         row = SnapshotRow(chain_id, diff_id, parent, size, tar_size, regenerable)
         self._catalog.add_snapshot(row)
         return self._snapshot(row)
+
+    def apply_layer(self, parent: Digest | None, layer: Descriptor, *, diff_id: Digest) -> Snapshot:
+        """The snapshot of a stored layer blob above `parent`; DigestMismatch when its tar is not `diff_id`, UnsafeLayer."""
+        with self.shared(), _disk_errors("layer"):
+            self._catalog.add_layer(diff_id, layer)
+            row = self._catalog.snapshot(chain_id_above(parent, diff_id))
+            if row is not None:
+                return self._snapshot(row)
+            with self.draft() as draft, self.open_blob(layer) as blob, decompressed(blob) as plain:
+                counted = HashingReader(plain)
+                apply_tar(counted, draft.upper)
+                counted.drain()
+                if counted.digest != diff_id:
+                    message = f"layer {layer.digest[:19]}…: expected diff_id {diff_id}, got {counted.digest}"
+                    raise DigestMismatch(message, expected=diff_id, actual=counted.digest)
+                size = Changeset(draft.upper, self.lowers(parent))
+                digest_of(size)
+                return self._adopt(draft, parent, diff_id, size.content_size, counted.size, regenerable=False)
 
     def _snapshot(self, row: SnapshotRow) -> Snapshot:
         return Snapshot(row.chain_id, row.diff_id, row.parent, self._snapshots / row.chain_id.hex, row.size, row.tar_size)

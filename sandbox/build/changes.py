@@ -1,0 +1,62 @@
+"""`--change` of commit and import: Dockerfile instructions applied to a config, without files or containers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import NoReturn
+
+from sandbox.build import instructions as ins
+from sandbox.build.dockerfile import parse
+from sandbox.build.memory import Memory
+from sandbox.build.site import Origin, OnOutput, Site
+from sandbox.build.stages import host
+from sandbox.build.state import empty_state
+from sandbox.build.steps import change_of
+from sandbox.errors import InvalidOption
+from sandbox.image.store import Store
+from sandbox.oci import RunConfig
+from sandbox.runtime.spec import Completed, ContainerSpec
+
+_ALLOWED = (
+    ins.Cmd, ins.Entrypoint, ins.Env, ins.Expose, ins.Healthcheck, ins.Label, ins.Onbuild, ins.StopSignal, ins.User, ins.Volume, ins.Workdir,
+)  # fmt: skip
+"""What docker takes, and HEALTHCHECK and STOPSIGNAL."""
+
+
+class _NoRuntime:
+    def run(self, spec: ContainerSpec, *, stdin: bytes | None = None, on_output: OnOutput | None = None) -> Completed:
+        raise AssertionError("a change of the config runs nothing")
+
+
+def apply_changes(store: Store, memory: Memory, config: RunConfig, changes: Sequence[str]) -> RunConfig:
+    """`config` after these instructions. Raises DockerfileError, and InvalidOption for one that would change files."""
+    dockerfile = parse("\n".join(["FROM scratch", *changes]) + "\n", "--change")
+    site = Site(
+        store=store,
+        runtime=_NoRuntime(),
+        memory=memory,
+        source=dockerfile.source,
+        escape=dockerfile.escape,
+        context=None,
+        build_args={},
+        global_args={},
+        network="none",
+        now=datetime.fromtimestamp(0, UTC),
+        origin=_no_origin,
+        output=lambda _stream, _data: None,
+        warn=lambda _message: None,
+        new_id=str,
+    )
+    state = replace(empty_state(host()), run=config)
+    for instruction in dockerfile.instructions[1:]:
+        if not isinstance(instruction, _ALLOWED):
+            names = ", ".join(kind.__name__.upper() for kind in _ALLOWED)
+            raise InvalidOption(f"--change {type(instruction).__name__.upper()}: changes more than the config", hint=f"these can be given: {names}")
+        state = change_of(state, instruction, site).state
+    return state.run
+
+
+def _no_origin(name: str) -> NoReturn | Origin:
+    raise LookupError(name)
