@@ -227,4 +227,3 @@ def _reader_gone() -> int:
     """`sandbox ps | head -1`: what is left in the buffer has no reader; the interpreter must not try again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
-

@@ -41,7 +41,10 @@ def extract(members: list[Member], target: Path, name: str = "copy") -> None:
         for info, data in members:
             archive.addfile(info, io.BytesIO(data) if data is not None else None)
     data = out.getvalue()
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive, Extraction.below(target, first_member(data).name, name) as extraction:
+    with (
+        tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive,
+        Extraction.below(target, first_member(data).name, name) as extraction,
+    ):
         for member in archive:
             extraction.add(member, archive.extractfile(member) if member.isreg() else None)
 
@@ -122,13 +125,26 @@ ATTACKS: dict[str, Attack] = {
     "an absolute name": lambda canary: [directory("d"), entry(f"{canary}/precious", b"owned")],
     "a name beside the top": lambda canary: [directory("d"), entry("other/x", b"owned")],
     "a symlink out, then a file through it": lambda canary: [directory("d"), link("d/l", str(canary)), entry("d/l/precious", b"owned")],
-    "a relative symlink out, then a file through it": lambda canary: [directory("d"), link("d/l", "../../canary"), entry("d/l/precious", b"owned")],
+    "a relative symlink out, then a file through it": lambda canary: [
+        directory("d"),
+        link("d/l", "../../canary"),
+        entry("d/l/precious", b"owned"),
+    ],
     "a chain of symlinks": lambda canary: [directory("d"), link("d/a", ".."), link("d/b", "a/../canary"), entry("d/b/precious", b"owned")],
     "a symlink as the top": lambda canary: [link("d", str(canary)), entry("d/precious", b"owned")],
-    "a directory over a symlink": lambda canary: [directory("d"), link("d/l", str(canary)), directory("d/l", 0o777), entry("d/l/new", b"owned")],
+    "a directory over a symlink": lambda canary: [
+        directory("d"),
+        link("d/l", str(canary)),
+        directory("d/l", 0o777),
+        entry("d/l/new", b"owned"),
+    ],
     "a hard link out": lambda canary: [directory("d"), link("d/h", str(canary / "precious"), tarfile.LNKTYPE), entry("d/h", b"owned")],
     "a hard link out with ..": lambda canary: [directory("d"), link("d/h", "d/../../canary/precious", tarfile.LNKTYPE)],
-    "a hard link through a symlink": lambda canary: [directory("d"), link("d/l", str(canary)), link("d/h", "d/l/precious", tarfile.LNKTYPE)],
+    "a hard link through a symlink": lambda canary: [
+        directory("d"),
+        link("d/l", str(canary)),
+        link("d/h", "d/l/precious", tarfile.LNKTYPE),
+    ],
     "a device": lambda canary: [directory("d"), entry("d/sda", type=tarfile.BLKTYPE, devmajor=8, devminor=0)],
 }
 
@@ -149,7 +165,7 @@ def test_a_hard_link_to_a_file_that_was_there_before_is_refused(target: Path) ->
 def test_a_link_in_the_target_is_not_followed(target: Path, canary: Path) -> None:
     (target / "copy").mkdir()
     (target / "copy/inner").symlink_to(canary / "inner")
-    with pytest.raises(UnsafeLayer, match="link or no directory|in its place"):
+    with pytest.raises(UnsafeLayer, match=r"link or no directory|in its place"):
         extract([directory("d"), directory("d/inner"), entry("d/inner/x", b"x")], target)
 
 
@@ -162,7 +178,8 @@ def test_a_file_does_not_replace_a_directory(target: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("web:/etc", Place("web", "/etc")), ("web:relative", Place("web", "relative")), ("/a:b", Place(None, "/a:b")), ("./a:b", Place(None, "./a:b")),
+        ("web:/etc", Place("web", "/etc")), ("web:relative", Place("web", "relative")),
+        ("/a:b", Place(None, "/a:b")), ("./a:b", Place(None, "./a:b")),
         ("file", Place(None, "file")), ("-", Place(None, "-")), ("web:/a:b", Place("web", "/a:b")),
     ],
 )  # fmt: skip

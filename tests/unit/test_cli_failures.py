@@ -51,7 +51,14 @@ def test_the_place_names_line_step_stage_and_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "status"),
-    [(["run", "x"], 125), (["--root", "run", "create", "x"], 125), (["container", "run", "x"], 125), (["ps"], 1), (["rm", "run"], 1), ([], 1)],
+    [
+        (["run", "x"], 125),
+        (["--root", "run", "create", "x"], 125),
+        (["container", "run", "x"], 125),
+        (["ps"], 1),
+        (["rm", "run"], 1),
+        ([], 1),
+    ],
 )
 def test_an_engine_error_gives_125_for_run_and_1_elsewhere(argv: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert show_error(SandboxError("no"), argv) == status

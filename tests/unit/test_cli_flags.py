@@ -38,7 +38,9 @@ def test_flags_after_the_image_belong_to_the_program() -> None:
 
 
 def test_values_are_converted_and_repeated_flags_keep_their_order() -> None:
-    options, _ = parsed("-m", "64m", "--cpus=1.5", "-eA=1", "-e", "B=2", "--env", "A=3", "--ulimit", "nofile=5:6", "--timeout", "1m30s", "busybox")
+    options, _ = parsed(
+        "-m", "64m", "--cpus=1.5", "-eA=1", "-e", "B=2", "--env", "A=3", "--ulimit", "nofile=5:6", "--timeout", "1m30s", "busybox"
+    )
     assert options.memory == 64 << 20
     assert options.cpus == 1.5
     assert options.env == ("A=1", "B=2", "A=3")

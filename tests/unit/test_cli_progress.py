@@ -55,13 +55,18 @@ def test_plain_is_buildkits_form() -> None:
     assert plain(EVENTS) == (
         "#1 [1/3] FROM busybox\n#1 CACHED\n\n"
         "#2 [2/3] COPY a.txt /\n#2 DONE 0.0s\n\n"
-        "#3 [3/3] RUN make\n#3 0.500 compiling é\n#3 1.000 warning!\nwarning: line 2: no .dockerignore\n#3 1.500 half a line\n#3 DONE 1.3s\n\n"
+        "#3 [3/3] RUN make\n#3 0.500 compiling é\n#3 1.000 warning!\n"
+        "warning: line 2: no .dockerignore\n#3 1.500 half a line\n#3 DONE 1.3s\n\n"
         "built dddddddddddd in 1.4 s (3 steps, 1 cached)\n  docker.io/library/x:latest\n"
     )
 
 
 def test_plain_names_the_stage_when_there_are_several() -> None:
-    events: list[BuildEvent] = [BuildStarted(2, ("base", "1")), StepStarted(1, 2, "base", "FROM a AS base", 1), StepStarted(2, 2, "1", "FROM base", 2)]
+    events: list[BuildEvent] = [
+        BuildStarted(2, ("base", "1")),
+        StepStarted(1, 2, "base", "FROM a AS base", 1),
+        StepStarted(2, 2, "1", "FROM base", 2),
+    ]
     assert plain(events) == "#1 [base 1/2] FROM a AS base\n#2 [1 2/2] FROM base\n"
 
 

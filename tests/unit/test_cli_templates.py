@@ -55,7 +55,20 @@ def test_json_of_everything_is_one_line() -> None:
     assert json.loads(Template.parse("{{json .}}").render(FACTS)) == FACTS
 
 
-@pytest.mark.parametrize("text", ["{{range .Args}}{{.}}{{end}}", "{{if .ID}}x{{end}}", "{{with .ID}}", "{{$x := .ID}}", "{{printf \"%s\" .ID}}", "{{.ID", "{{}}", "{{.ID .Names}}", "{{.ID | }}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{range .Args}}{{.}}{{end}}",
+        "{{if .ID}}x{{end}}",
+        "{{with .ID}}",
+        "{{$x := .ID}}",
+        '{{printf "%s" .ID}}',
+        "{{.ID",
+        "{{}}",
+        "{{.ID .Names}}",
+        "{{.ID | }}",
+    ],
+)
 def test_what_is_not_in_the_subset_is_refused(text: str) -> None:
     with pytest.raises(InvalidOption, match="template"):
         Template.parse(text)

@@ -13,7 +13,10 @@ from sandbox.errors import InvalidOption
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("0", 0), ("512", 512), ("512b", 512), ("1k", 1024), ("64m", 64 << 20), ("64M", 64 << 20), ("64mb", 64 << 20), ("1.5g", 3 << 29), ("2GiB", 2 << 30), ("-1", -1)],
+    [
+        ("0", 0), ("512", 512), ("512b", 512), ("1k", 1024), ("64m", 64 << 20), ("64M", 64 << 20), ("64mb", 64 << 20),
+        ("1.5g", 3 << 29), ("2GiB", 2 << 30), ("-1", -1),
+    ],
 )  # fmt: skip
 def test_sizes_are_binary_and_any_case(text: str, size: int) -> None:
     assert options.parse_size(text) == size
@@ -48,7 +51,9 @@ def test_what_is_no_signal_is_refused(text: str) -> None:
         options.parse_signal(text)
 
 
-@pytest.mark.parametrize(("text", "parsed"), [("nofile=1024", ("nofile", 1024, 1024)), ("nofile=1:2", ("nofile", 1, 2)), ("core=-1", ("core", -1, -1))])
+@pytest.mark.parametrize(
+    ("text", "parsed"), [("nofile=1024", ("nofile", 1024, 1024)), ("nofile=1:2", ("nofile", 1, 2)), ("core=-1", ("core", -1, -1))]
+)
 def test_ulimits(text: str, parsed: tuple[str, int, int]) -> None:
     assert options.parse_ulimit(text) == parsed
 
@@ -105,7 +110,10 @@ def test_an_env_file_is_read_by_dockers_rules() -> None:
     )
 
 
-@pytest.mark.parametrize(("text", "message"), [("A=1\n=x", "line 2: no variable name"), ("A B=1", "line 1: variable 'A B' contains blanks"), ("A =1", "contains blanks")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("A=1\n=x", "line 2: no variable name"), ("A B=1", "line 1: variable 'A B' contains blanks"), ("A =1", "contains blanks")],
+)
 def test_a_bad_env_file_line_is_named(text: str, message: str) -> None:
     with pytest.raises(InvalidOption, match=message):
         options.parse_env_file(text)
