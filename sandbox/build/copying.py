@@ -14,6 +14,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from sandbox.build import archives
 from sandbox.build import instructions as ins
@@ -44,21 +45,21 @@ class _Job:
     into: bool
     unpack: bool
 
-    def matches(self) -> Iterator[Match]:
-        """The files named, source by source."""
-        for pattern in self.instruction.sources:
-            yield from _matches(self, pattern)
+    @cached_property
+    def matches(self) -> tuple[Match, ...]:
+        """The files named, source by source; looked for once."""
+        return tuple(match for pattern in self.instruction.sources for match in _matches(self, pattern))
 
     def digests(self) -> tuple[str, ...]:
         """A digest for each match."""
-        return tuple(content_digest(self.source, match, self.site.memory) for match in self.matches())
+        return tuple(content_digest(self.source, match, self.site.memory) for match in self.matches)
 
     def make(self, draft: Draft) -> None:
         """Fill the layer."""
         i, site = self.instruction, self.site
         writer = LayerWriter(site.store.lowers(self.state.top), draft.upper, site.now_ns, site.warn)
         manner = Manner(resolve_owner(writer.tree, i.chown) if i.chown else None, parse_mode(i.chmod) if i.chmod else None)
-        for match in self.matches():
+        for match in self.matches:
             if not (self.unpack and self._unpack(writer, match, manner)):
                 writer.copy(self.source, match, self.target, into=self.into, manner=manner)
         for heredoc in i.heredocs:

@@ -1,0 +1,109 @@
+"""A store with a small base image, and a builder in front of it, for tests of the build without the Engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sandbox.build.builder import Builder, BuildEvent, BuildRequest, StepDone
+from sandbox.build.site import OnOutput, Runs
+from sandbox.image.reference import Reference
+from sandbox.image.store import Image, Store
+from sandbox.image.tree import Tree
+from sandbox.oci import ImageConfig, RootFS, RunConfig
+from sandbox.runtime.spec import Completed, ContainerSpec, Network
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:app:/home/app:/bin/sh\nbroken:x:a:b\n"
+GROUP = "root:x:0:\nstaff:x:50:\napp:x:1001:\n"
+
+
+class NothingRuns:
+    """A runtime for builds without RUN."""
+
+    def run(self, spec: ContainerSpec, *, stdin: bytes | None = None, on_output: OnOutput | None = None) -> Completed:
+        raise AssertionError(f"nothing should run, least of all {spec.process.argv}")
+
+
+@dataclass
+class Workshop:
+    """Builds in `root`, with a context directory beside the store; `events` are those of the last build."""
+
+    root: Path
+    runtime: Runs = field(default_factory=NothingRuns)
+    events: list[BuildEvent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.context = self.root / "context"
+        self.context.mkdir(parents=True)
+        self.store = Store(self.root / "store")
+
+    def base(self, name: str, files: Mapping[str, str], config: RunConfig | None = None) -> Image:
+        """An image of one layer with these files."""
+        with self.store.draft() as draft:
+            write_files(draft.upper, files)
+            snapshot = self.store.commit(draft, None)
+        assert snapshot is not None
+        made = self.store.put_image(
+            ImageConfig(
+                architecture="amd64", os="linux", config=config or RunConfig(env=["PATH=/bin"]), rootfs=RootFS("layers", [snapshot.diff_id])
+            )
+        )
+        self.store.tag(Reference.parse(name), made)
+        return made
+
+    def file(self, name: str, content: str = "") -> Path:
+        """A file of the context."""
+        write_files(self.context, {name: content})
+        return self.context / name
+
+    def build(
+        self,
+        dockerfile: str,
+        *,
+        build_args: Mapping[str, str] | None = None,
+        target: str | None = None,
+        no_cache: bool = False,
+        now: datetime = NOW,
+        tags: tuple[str, ...] = (),
+        labels: Mapping[str, str] | None = None,
+        context: bool = True,
+        network: Network = "host",
+        dockerfile_path: Path | None = None,
+    ) -> Image:
+        """Build a Dockerfile's text."""
+        self.events.clear()
+        request = BuildRequest(
+            dockerfile=dockerfile,
+            now=now,
+            context=self.context if context else None,
+            dockerfile_path=dockerfile_path,
+            tags=tags,
+            build_args=build_args or {},
+            target=target,
+            no_cache=no_cache,
+            labels=labels or {},
+            network=network,
+        )
+        return Builder(self.store, self.runtime, self.events.append).build(request)
+
+    def tree(self, image: Image) -> Tree:
+        """What is in an image."""
+        return self.store.tree(image.top)
+
+    def cached(self) -> list[bool]:
+        """Of the last build, which steps were remembered (FROM left out)."""
+        return [event.cached for event in self.events if isinstance(event, StepDone) and not event.text.upper().startswith("FROM")]
+
+
+def write_files(root: Path, files: Mapping[str, str]) -> None:
+    """Files below a directory; a name that ends with / is a directory."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir(exist_ok=True)
+        else:
+            path.write_text(content)
