@@ -58,7 +58,16 @@ _HOMES = {
     "sandbox.engine": ("Container", "Engine", "ImageSummary", "LogLine", "ProcessRow", "PruneReport", "Stats"),
     "sandbox.image.store": ("Image",),
     "sandbox.build.source": ("Span",),
-    "sandbox.build.events": ("BuildDone", "BuildEvent", "BuildStarted", "BuildWarning", "StepDone", "StepError", "StepOutput", "StepStarted"),
+    "sandbox.build.events": (
+        "BuildDone",
+        "BuildEvent",
+        "BuildStarted",
+        "BuildWarning",
+        "StepDone",
+        "StepError",
+        "StepOutput",
+        "StepStarted",
+    ),
     "sandbox.options": ("BuildOptions", "RunOptions"),
     "sandbox.runtime.spec": ("Completed", "Usage"),
     "sandbox.errors": (
@@ -89,7 +98,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_HOME)  # noqa: PLE0605  # made from the table above
 
 
 class _Shell(Protocol):

@@ -7,8 +7,8 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json and inspect
@@ -17,12 +17,11 @@ from sandbox import trees
 from sandbox.errors import WrongState
 from sandbox.image.store import Image
 from sandbox.image.tree import Tree
-from sandbox.launch import split_env
 from sandbox.records import Record, State, Status
 from sandbox.runtime.container import OnOutput, Running, Streams, completed
-from sandbox.runtime.init import cgroup, files
+from sandbox.runtime.init import cgroup
 from sandbox.runtime.plan import Handling
-from sandbox.runtime.spec import Completed, Process, Usage
+from sandbox.runtime.spec import Completed, Process
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
@@ -157,7 +156,9 @@ class Container:
         """Remove it with all it wrote; WrongState while it runs, unless `force` ends it first."""
         if self.status == "running":
             if not force:
-                raise WrongState(f"container {self.name}: is running", wanted="exited", actual="running", hint="stop it first, or use --force")
+                raise WrongState(
+                    f"container {self.name}: is running", wanted="exited", actual="running", hint="stop it first, or use --force"
+                )
             self._signal(signal.SIGKILL)
             self._wait_ended(None)
         self._engine._remove_record(self._record)
@@ -230,7 +231,9 @@ class Container:
         """Start one more program inside and stay attached to it."""
         pid = self.pid
         if pid is None:
-            raise WrongState(f"container {self.name}: is not running", wanted="running", actual=self.status, hint=f"sandbox start {self.name}")
+            raise WrongState(
+                f"container {self.name}: is not running", wanted="running", actual=self.status, hint=f"sandbox start {self.name}"
+            )
         own = self._record.spec.process
         process = Process(
             argv=tuple(argv),
@@ -361,9 +364,7 @@ class Container:
                 "ShmSize": spec.shm_size,
                 "UsernsMode": spec.userns,
             },
-            "Mounts": [
-                {"Type": m.kind, "Source": m.source, "Destination": m.target, "RW": not m.read_only} for m in spec.mounts
-            ],
+            "Mounts": [{"Type": m.kind, "Source": m.source, "Destination": m.target, "RW": not m.read_only} for m in spec.mounts],
             "Config": {
                 "Hostname": spec.hostname,
                 "User": spec.process.user,

@@ -29,8 +29,21 @@ from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, ContainerSpec, Mount, Process, Rootfs
 
 __all__ = [
-    "Completed", "Container", "Engine", "Handling", "HistoryRow", "ImageSummary", "LogLine", "OnOutput", "ProcessRow", "PruneReport", "Running", "Stats", "Status", "Streams",
-]  # fmt: skip
+    "Completed",
+    "Container",
+    "Engine",
+    "Handling",
+    "HistoryRow",
+    "ImageSummary",
+    "LogLine",
+    "OnOutput",
+    "ProcessRow",
+    "PruneReport",
+    "Running",
+    "Stats",
+    "Status",
+    "Streams",
+]
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ class Engine:
 
         Raises DockerfileError, UnknownStage, StepFailed. SOURCE_DATE_EPOCH, when set, is the time everything gets.
         """
-        from sandbox.build.builder import Builder, BuildRequest  # noqa: PLC0415  # the parser costs every other verb 15 ms
+        from sandbox.build.builder import Builder, BuildRequest  # the parser costs every other verb 15 ms
 
         directory = Path(context) if context is not None else None
         text, path = _read_dockerfile(directory, dockerfile)
@@ -140,13 +153,15 @@ class Engine:
 
     def capture(self, tag: str, *, packages: Sequence[str] = ()) -> Image:
         """Make this machine's Python an image; `packages`: installed distributions to take along, or `all`."""
-        from sandbox.image.capture import capture  # noqa: PLC0415  # only this verb needs it
+        from sandbox.image.capture import capture  # only this verb needs it
 
         return capture(self._store, tag, packages=packages)
 
-    def import_image(self, source: str | Path | IO[bytes], name: str | None = None, *, changes: Sequence[str] = (), message: str = "") -> Image:
+    def import_image(
+        self, source: str | Path | IO[bytes], name: str | None = None, *, changes: Sequence[str] = (), message: str = ""
+    ) -> Image:
         """Make an image of the tar of a root file system; `changes` are Dockerfile instructions such as `CMD ["sh"]`."""
-        from sandbox.image.archive import import_rootfs  # noqa: PLC0415
+        from sandbox.image.archive import import_rootfs
 
         config = self._changed(RunConfig(), changes)
         reference = Reference.parse(name) if name else None
@@ -155,14 +170,14 @@ class Engine:
 
     def load(self, source: str | Path | IO[bytes]) -> list[tuple[str | None, Image]]:
         """Take in an archive of `save`, docker, podman or skopeo: names and images."""
-        from sandbox.image import archive  # noqa: PLC0415
+        from sandbox.image import archive
 
         with _opened(source) as stream:
             return archive.load(self._store, stream)
 
     def save(self, names: Sequence[str], target: str | Path | IO[bytes], *, format: Literal["oci", "docker"] = "docker") -> None:
         """Write images to an archive; a file appears whole or not at all."""
-        from sandbox.image import archive  # noqa: PLC0415
+        from sandbox.image import archive
 
         images = [(_reference_of(name), self._store.find(name)) for name in names]
         if not isinstance(target, str | Path):
@@ -224,6 +239,10 @@ class Engine:
     def image_names(self, image: Image) -> list[str]:
         """Its names, as docker shows them."""
         return [name.familiar for name in self._store.names(image.id)]
+
+    def image_size(self, image: Image) -> int:
+        """The bytes of the files of all its layers."""
+        return self._store.image_size(image)
 
     def layer_sizes(self, image: Image) -> list[int]:
         """The bytes of the files of each of its layers, lowest first."""
@@ -307,7 +326,9 @@ class Engine:
         with self.launch(image, argv, options=chosen, streams=Streams(stdin=stdin)) as running:
             return running.wait(on_output)
 
-    def launch(self, image: str | Image, argv: Sequence[str] = (), *, options: RunOptions = RunOptions(), streams: Streams = Streams()) -> Running:
+    def launch(
+        self, image: str | Image, argv: Sequence[str] = (), *, options: RunOptions = RunOptions(), streams: Streams = Streams()
+    ) -> Running:
         """Start a program in a fresh container and stay attached to it; leaving the result's context ends it."""
         record = self._create(image, argv, options)
         try:
@@ -479,8 +500,8 @@ class Engine:
         self._records.remove(record.id, [record.name])
 
     def _commit(self, record: Record, state: State, tag: str | None, *, message: str, author: str, changes: Sequence[str]) -> Image:
-        from sandbox.image.apply import apply_tar  # noqa: PLC0415
-        from sandbox.image.layers import write_tar  # noqa: PLC0415
+        from sandbox.image.apply import apply_tar
+        from sandbox.image.layers import write_tar
 
         base = self._store.find(record.image_id).config.value
         chain = Digest(record.chain) if record.chain else None
@@ -495,7 +516,9 @@ class Engine:
                 self._store.tag(Reference.parse(tag), image)
         return image
 
-    def _committed(self, base: ImageConfig, record: Record, diff_id: str | None, message: str, author: str, changes: Sequence[str]) -> ImageConfig:
+    def _committed(
+        self, base: ImageConfig, record: Record, diff_id: str | None, message: str, author: str, changes: Sequence[str]
+    ) -> ImageConfig:
         process = record.spec.process
         config = RunConfig(
             **{
@@ -522,8 +545,8 @@ class Engine:
         """`config` after Dockerfile instructions (`--change`)."""
         if not changes:
             return config
-        from sandbox.build.changes import apply_changes  # noqa: PLC0415
-        from sandbox.build.memory import Memory  # noqa: PLC0415
+        from sandbox.build.changes import apply_changes
+        from sandbox.build.memory import Memory
 
         with Memory(self.root / "build.db") as memory:
             return apply_changes(self._store, memory, config, changes)
@@ -649,7 +672,7 @@ def _opened(source: str | Path | IO[bytes]) -> IO[bytes]:
 
 
 def _temporary_file(directory: Path) -> IO[bytes]:
-    import tempfile  # noqa: PLC0415
+    import tempfile
 
     return tempfile.TemporaryFile(dir=directory)
 

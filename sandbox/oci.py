@@ -172,9 +172,7 @@ class Document(Generic[T]):
     digest: Digest
 
 
-_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    t: msgspec.json.Decoder(t) for t in (Manifest, Index, ImageConfig)
-}
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {t: msgspec.json.Decoder(t) for t in (Manifest, Index, ImageConfig)}
 
 
 def _as_text(value: object) -> str:
@@ -186,7 +184,9 @@ def _as_text(value: object) -> str:
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_as_text)
 # A first use in one thread: see the module's docstring.
-_ENCODER.encode(ImageConfig(architecture="", os="", rootfs=RootFS("layers", []), config=RunConfig(healthcheck=Healthcheck()), history=[History()]))
+_ENCODER.encode(
+    ImageConfig(architecture="", os="", rootfs=RootFS("layers", []), config=RunConfig(healthcheck=Healthcheck()), history=[History()])
+)
 _ENCODER.encode(Index(schema_version=2, manifests=[Descriptor("", "", 0, platform=Platform("", ""))]))
 _ENCODER.encode(Manifest(schema_version=2, config=Descriptor("", "", 0), layers=[]))
 

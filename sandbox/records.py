@@ -92,7 +92,10 @@ class Records:
         for candidate in [name] if name else _made_up_names():
             if self._link(candidate, container_id):
                 return candidate
-        raise ContainerError(f"name {name}: already used by container {self._owner(name or '')[:12]}", hint="remove it with `sandbox rm`, or choose another name")
+        raise ContainerError(
+            f"name {name}: already used by container {self._owner(name or '')[:12]}",
+            hint="remove it with `sandbox rm`, or choose another name",
+        )
 
     def _link(self, name: str, container_id: str) -> bool:
         try:
@@ -157,7 +160,7 @@ class Records:
         raise ContainerNotFound(f"{name}: no such container", hint=self._suggest(name))
 
     def _suggest(self, name: str) -> str:
-        import difflib  # noqa: PLC0415  # only on this way out
+        import difflib  # only on this way out
 
         close = difflib.get_close_matches(name, [record.name for record in self.all()], n=1)
         return f"did you mean {close[0]}?" if close else "`sandbox ps -a` lists what there is"

@@ -51,7 +51,12 @@ def write_tar(tree: Tree, path: str, out: IO[bytes]) -> None:
 
 def _add(tar: tarfile.TarFile, name: str, entry: Entry) -> None:
     info = tarfile.TarInfo(name)
-    info.mode, info.uid, info.gid, info.mtime = stat.S_IMODE(entry.stat.st_mode), entry.stat.st_uid, entry.stat.st_gid, int(entry.stat.st_mtime)
+    info.mode, info.uid, info.gid, info.mtime = (
+        stat.S_IMODE(entry.stat.st_mode),
+        entry.stat.st_uid,
+        entry.stat.st_gid,
+        int(entry.stat.st_mtime),
+    )
     if entry.is_dir:
         info.type = tarfile.DIRTYPE
     elif entry.is_symlink:
@@ -114,7 +119,9 @@ def _describe(pid: int, row: Callable[[str, int, int, str, str], Row]) -> Row:
     seconds = (int(fields[11]) + int(fields[12])) // _TICKS
     command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
     uid = _inner_uid(pid, os.stat(f"/proc/{pid}").st_uid)
-    return row("root" if uid == 0 else str(uid), pid, int(fields[1]), f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}", command)
+    return row(
+        "root" if uid == 0 else str(uid), pid, int(fields[1]), f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}", command
+    )
 
 
 def _inner_uid(pid: int, uid: int) -> int:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import NoReturn
 
 from sandbox.build import instructions as ins
 from sandbox.build.dockerfile import parse
 from sandbox.build.memory import Memory
-from sandbox.build.site import Origin, OnOutput, Site
+from sandbox.build.site import OnOutput, Origin, Site
 from sandbox.build.stages import host
 from sandbox.build.state import empty_state
 from sandbox.build.steps import change_of
@@ -20,13 +19,23 @@ from sandbox.oci import RunConfig
 from sandbox.runtime.spec import Completed, ContainerSpec
 
 _ALLOWED = (
-    ins.Cmd, ins.Entrypoint, ins.Env, ins.Expose, ins.Healthcheck, ins.Label, ins.Onbuild, ins.StopSignal, ins.User, ins.Volume, ins.Workdir,
-)  # fmt: skip
+    ins.Cmd,
+    ins.Entrypoint,
+    ins.Env,
+    ins.Expose,
+    ins.Healthcheck,
+    ins.Label,
+    ins.Onbuild,
+    ins.StopSignal,
+    ins.User,
+    ins.Volume,
+    ins.Workdir,
+)
 """What docker takes, and HEALTHCHECK and STOPSIGNAL."""
 
 
 class _NoRuntime:
-    def run(self, spec: ContainerSpec, *, stdin: bytes | None = None, on_output: OnOutput | None = None) -> Completed:
+    def run(self, spec: ContainerSpec, *, stdin: bytes | None = None, on_output: OnOutput | None = None) -> Completed:  # noqa: ARG002
         raise AssertionError("a change of the config runs nothing")
 
 
@@ -53,10 +62,12 @@ def apply_changes(store: Store, memory: Memory, config: RunConfig, changes: Sequ
     for instruction in dockerfile.instructions[1:]:
         if not isinstance(instruction, _ALLOWED):
             names = ", ".join(kind.__name__.upper() for kind in _ALLOWED)
-            raise InvalidOption(f"--change {type(instruction).__name__.upper()}: changes more than the config", hint=f"these can be given: {names}")
+            raise InvalidOption(
+                f"--change {type(instruction).__name__.upper()}: changes more than the config", hint=f"these can be given: {names}"
+            )
         state = change_of(state, instruction, site).state
     return state.run
 
 
-def _no_origin(name: str) -> NoReturn | Origin:
+def _no_origin(name: str) -> Origin:
     raise LookupError(name)

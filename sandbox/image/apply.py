@@ -64,28 +64,29 @@ def decompressed(stream: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _gzip(stream: IO[bytes]) -> IO[bytes]:
-    from isal import igzip  # noqa: PLC0415  # 15 ms, wanted only here
+    from isal import igzip  # 15 ms, wanted only here
 
-    return igzip.IGzipFile(fileobj=stream, mode="rb")
+    opened: IO[bytes] = igzip.IGzipFile(fileobj=stream, mode="rb")  # type: ignore[no-untyped-call, assignment]  # isal has no types
+    return opened
 
 
 def _zstd(stream: IO[bytes]) -> IO[bytes]:
     try:
-        from compression import zstd  # type: ignore[import-not-found]  # noqa: PLC0415  # Python 3.14
+        from compression import zstd  # type: ignore[import-not-found]  # Python 3.14
     except ImportError:
-        from backports import zstd  # noqa: PLC0415
+        from backports import zstd
     opened: IO[bytes] = zstd.ZstdFile(stream, "rb")
     return opened
 
 
 def _bzip2(stream: IO[bytes]) -> IO[bytes]:
-    import bz2  # noqa: PLC0415
+    import bz2
 
     return bz2.BZ2File(stream, "rb")
 
 
 def _xz(stream: IO[bytes]) -> IO[bytes]:
-    import lzma  # noqa: PLC0415
+    import lzma
 
     return lzma.LZMAFile(stream, "rb")
 
@@ -101,6 +102,11 @@ class HashingReader(io.RawIOBase):
         self._sha256 = hashlib.sha256()
         self.size = 0
 
+    @property
+    def stream(self) -> IO[bytes]:
+        """Itself, buffered: what readers of whole pieces want."""
+        return io.BufferedReader(self, _CHUNK)
+
     def readable(self) -> bool:
         """It is."""
         return True
@@ -112,11 +118,6 @@ class HashingReader(io.RawIOBase):
         self.size += len(data)
         buffer[: len(data)] = data
         return len(data)
-
-    def drain(self) -> None:
-        """Read what the tar reader left after the end marker: it counts for the digest."""
-        while self.read(_CHUNK):
-            pass
 
     @property
     def digest(self) -> str:

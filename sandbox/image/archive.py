@@ -160,7 +160,9 @@ def load(store: Store, stream: IO[bytes]) -> Loaded:
         elif "manifest.json" in archive.files:
             found = _load_docker(store, archive)
         else:
-            raise InvalidImage("archive: neither index.json nor manifest.json in it", hint="for the tar of a root file system use `sandbox import`")
+            raise InvalidImage(
+                "archive: neither index.json nor manifest.json in it", hint="for the tar of a root file system use `sandbox import`"
+            )
         for name, image in found:
             if name is not None:
                 store.tag(Reference.parse(name), image)
@@ -211,7 +213,8 @@ def _load_layout(store: Store, archive: _Archive) -> Loaded:
             own = _own_name(descriptor)
             every = list(dict.fromkeys([*names.get(image.id, []), *([own] if own else [])]))
             known = {(name, loaded.id) for name, loaded in found}
-            found += [(name, image) for name in every or [None] if (name, image.id) not in known]
+            wanted: list[str | None] = [*every] or [None]
+            found += [(name, image) for name in wanted if (name, image.id) not in known]
     return found
 
 

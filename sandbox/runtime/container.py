@@ -7,7 +7,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -55,9 +55,7 @@ class Runtime:
         """Start the helper process now."""
         self._spawner.warm()
 
-    def run(
-        self, spec: ContainerSpec, *, stdin: bytes | IO[bytes] | None = None, on_output: OnOutput | None = None
-    ) -> Completed:
+    def run(self, spec: ContainerSpec, *, stdin: bytes | IO[bytes] | None = None, on_output: OnOutput | None = None) -> Completed:
         """Run `spec` to its end without keeping anything of it; output goes to `on_output`, else into the result.
 
         Raises SetupFailed when the container could not be set up. A KeyboardInterrupt ends the container first.
@@ -72,7 +70,9 @@ class Runtime:
         plan = make_plan(spec, self._site(spec, record), handling)
         return self._spawn("run", plan, streams, spec.limits, spec.timeout)
 
-    def exec(self, container: ContainerSpec, pid: int, process: Process, streams: Streams = Streams(), *, handling: Handling = Handling()) -> Running:
+    def exec(
+        self, container: ContainerSpec, pid: int, process: Process, streams: Streams = Streams(), *, handling: Handling = Handling()
+    ) -> Running:
         """Start one more program in the running container whose init is `pid`."""
         state = files.read_json(str(self.record(container.id) / "state.json")) or {}
         plan = {
@@ -322,7 +322,7 @@ def cgroup_name(root: Path, container_id: str) -> str:
 
 def engine_mark(root: Path) -> str:
     """Eight characters that stand for this state directory."""
-    import hashlib  # noqa: PLC0415  # start-up time
+    import hashlib  # start-up time
 
     return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
 
@@ -338,7 +338,9 @@ def raise_refused(message: Mapping[str, Any]) -> None:
         raise SetupFailed("supervisor: killed while the container was set up")
     if message["code"] == 125:
         if message.get("errno") in (1, 38, 95):  # EPERM, ENOSYS, EOPNOTSUPP
-            raise Unsupported(message["message"], feature=str(message.get("step")), hint="run `sandbox doctor` to see what this host allows")
+            raise Unsupported(
+                message["message"], feature=str(message.get("step")), hint="run `sandbox doctor` to see what this host allows"
+            )
         raise SetupFailed(message["message"])
 
 

@@ -50,7 +50,7 @@ def run(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]
         say(supervisor, {"event": "refused", "code": err.code, "message": str(err)})
     except OSError as err:
         say(supervisor, {"event": "refused", "code": 125, "message": f"init: {err}", "step": "init", "errno": err.errno})
-    except Exception as err:  # a mistake of ours: nobody else could report it from here
+    except Exception as err:  # noqa: BLE001  # a mistake of ours: nobody else could report it from here
         say(supervisor, {"event": "refused", "code": 125, "message": f"init: {err!r}", "step": "init", "errno": None})
     finally:
         os._exit(code)

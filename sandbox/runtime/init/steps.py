@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Mount points for the staging tmpfs, which exists only in the container's mount namespace until the pivot.
-_STAGING = ("/tmp", "/run", "/mnt", "/var", "/dev")  # noqa: S108  # a place to mount on, nothing is written to the host's
+_STAGING = ("/tmp", "/run", "/mnt", "/var", "/dev")  # a place to mount on, nothing is written to the host's
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 

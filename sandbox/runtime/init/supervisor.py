@@ -73,7 +73,9 @@ class Container:
                 pid1.run(self.plan, inner, inside, joins)
             self.pidfd = os.pidfd_open(self.pid)
         except OSError as err:
-            raise Refused({"event": "refused", "code": 125, "message": f"clone: {err.strerror}", "step": "clone", "errno": err.errno}) from err
+            raise Refused(
+                {"event": "refused", "code": 125, "message": f"clone: {err.strerror}", "step": "clone", "errno": err.errno}
+            ) from err
         inner.close()
         self._close_unused({*joins, *inside})
         self._hand_over_mounts()
@@ -153,7 +155,10 @@ class Container:
             poll = select.poll()
             watched = self._register(poll)
             ready = poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
-            if any([self._serve(fd, watched[fd]) for fd, _ in ready]):
+            ended = False
+            for fd, _ in ready:
+                ended |= self._serve(watched[fd])
+            if ended:
                 return
             if deadline is not None and time.monotonic() >= deadline:
                 deadline = self._time_is_up()
@@ -177,7 +182,7 @@ class Container:
             poll.register(self.stdio[0], select.POLLIN)
         return watched
 
-    def _serve(self, fd: int, who: object) -> bool:
+    def _serve(self, who: object) -> bool:
         """One ready descriptor; True when init has ended."""
         if who == "init":
             return True
