@@ -76,7 +76,8 @@ def doctor(format: str | None) -> int:
     """Say what this machine allows, and what each missing thing costs. The status is 1 when containers cannot run."""
     from sandbox import doctor as checks
 
-    return checks.show(sys.stdout, as_json=format == "json")
+    with engine() as opened:
+        return checks.show(sys.stdout, root=opened.root, as_json=format == "json")
 
 
 _EVERYTHING = """WARNING! This will remove:
