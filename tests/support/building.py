@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +26,7 @@ class NothingRuns:
     """A runtime for builds without RUN."""
 
     def run(self, spec: ContainerSpec, *, stdin: bytes | None = None, on_output: OnOutput | None = None) -> Completed:
-        raise AssertionError(f"nothing should run, least of all {spec.process.argv}")
+        raise AssertionError(f"nothing should run, least of all {spec.process.argv} ({stdin!r}, {on_output})")
 
 
 @dataclass
@@ -40,10 +42,13 @@ class Workshop:
         self.context.mkdir(parents=True)
         self.store = Store(self.root / "store")
 
-    def base(self, name: str, files: Mapping[str, str], config: RunConfig | None = None) -> Image:
-        """An image of one layer with these files."""
+    def base(
+        self, name: str, files: Mapping[str, str], config: RunConfig | None = None, fill: Callable[[Path], object] = lambda _: None
+    ) -> Image:
+        """An image of one layer with these files, and what `fill` puts there."""
         with self.store.draft() as draft:
             write_files(draft.upper, files)
+            fill(draft.upper)
             snapshot = self.store.commit(draft, None)
         assert snapshot is not None
         made = self.store.put_image(
@@ -96,6 +101,19 @@ class Workshop:
     def cached(self) -> list[bool]:
         """Of the last build, which steps were remembered (FROM left out)."""
         return [event.cached for event in self.events if isinstance(event, StepDone) and not event.text.upper().startswith("FROM")]
+
+
+def fill_busybox(root: Path) -> None:
+    """The host's static busybox and its applets, in an image's root."""
+    program = shutil.which("busybox")
+    assert program is not None, "busybox: not installed"
+    for name in ("bin", "tmp", "root", "proc", "sys", "dev"):
+        (root / name).mkdir(exist_ok=True)
+    (root / "tmp").chmod(0o1777)
+    shutil.copy(program, root / "bin/busybox")
+    for applet in subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split():
+        if applet != "busybox":
+            (root / "bin" / applet).symlink_to("busybox")
 
 
 def write_files(root: Path, files: Mapping[str, str]) -> None:

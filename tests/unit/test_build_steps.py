@@ -34,7 +34,7 @@ def config(workshop: Workshop, lines: str, build_args: Mapping[str, str] | None 
         ("WORKDIR /a\nWORKDIR b/../c", "working_dir", "/a/c"),
         ("WORKDIR //x//y/", "working_dir", "/x/y"),
         ("WORKDIR ../..", "working_dir", "/"),
-        ("EXPOSE 80 53/UDP 8000-8002\nEXPOSE 80/tcp", "exposed_ports", {p: {} for p in ("80/tcp", "53/udp", "8000/tcp", "8001/tcp", "8002/tcp")}),
+        ("EXPOSE 80 53/UDP 7-8\nEXPOSE 80/tcp", "exposed_ports", {"80/tcp": {}, "53/udp": {}, "7/tcp": {}, "8/tcp": {}}),
         ('VOLUME /a\nVOLUME ["/b c"]', "volumes", {"/a": {}, "/b c": {}}),
         ("CMD echo $HOME", "cmd", ["/bin/sh", "-c", "echo $HOME"]),
         ('SHELL ["/bin/bash", "-ec"]\nCMD x', "cmd", ["/bin/bash", "-ec", "x"]),
@@ -208,7 +208,15 @@ def test_relative_destination_is_below_workdir(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "ids"),
-    [("app", (1000, 1001)), ("0", (0, 0)), ("1000", (1000, 1000)), ("app:staff", (1000, 50)), ("5:6", (5, 6)), (":50", (0, 50)), ("7:app", (7, 1001))],
+    [
+        ("app", (1000, 1001)),
+        ("0", (0, 0)),
+        ("1000", (1000, 1000)),
+        ("app:staff", (1000, 50)),
+        ("5:6", (5, 6)),
+        (":50", (0, 50)),
+        ("7:app", (7, 1001)),
+    ],
 )
 def test_owner_is_looked_up_in_the_image(workshop: Workshop, owner: str, ids: tuple[int, int]) -> None:
     assert resolve_owner(workshop.tree(workshop.store.find("base")), owner) == ids
@@ -220,6 +228,8 @@ def test_owner_that_is_none_is_an_error(workshop: Workshop, owner: str) -> None:
         resolve_owner(workshop.tree(workshop.store.find("base")), owner)
 
 
-@pytest.mark.parametrize(("user", "home"), [("", "/root"), ("app", "/home/app"), ("1000", "/home/app"), ("app:staff", "/home/app"), ("77", "/")])
+@pytest.mark.parametrize(
+    ("user", "home"), [("", "/root"), ("app", "/home/app"), ("1000", "/home/app"), ("app:staff", "/home/app"), ("77", "/")]
+)
 def test_home_is_the_images(workshop: Workshop, user: str, home: str) -> None:
     assert home_of(workshop.tree(workshop.store.find("base")), user) == home
