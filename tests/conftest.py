@@ -103,6 +103,7 @@ def busybox_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("busybox")
     for name in ("bin", "etc", "tmp", "root", "proc", "sys", "dev", "var"):
         (root / name).mkdir()
+    root.chmod(0o755)  # not mkdtemp's 0700: the image's / must be open to every user in it
     (root / "tmp").chmod(0o1777)
     shutil.copy(program, root / "bin/busybox")
     for applet in subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split():

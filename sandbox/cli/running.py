@@ -13,7 +13,7 @@ import click
 
 from sandbox.cli.flags import given, verb
 from sandbox.cli.invocation import complete_containers, complete_images, each, engine, write_bytes
-from sandbox.cli.terminal import Stdio, followed_window, forwarded_signals, raw_keys
+from sandbox.cli.terminal import SignalProxy, Stdio, followed_window, raw_keys
 from sandbox.errors import InvalidOption
 from sandbox.options import RUN, RunOptions, parse_env_file, with_environment
 
@@ -40,8 +40,8 @@ def run(image: str, command: Sequence[str], **values: object) -> int:
         if options.detach:
             click.echo(opened.start(image, command, options=options).id)
             return 0
-        with Stdio.of(options) as stdio:
-            return attach(opened.launch(image, command, options=options, streams=stdio.streams), options)
+        with Stdio.of(options) as stdio, SignalProxy() as signals:
+            return attach(opened.launch(image, command, options=options, streams=stdio.streams), options, signals)
 
 
 @verb("create", _CREATE, interspersed=False)
@@ -64,8 +64,8 @@ def start(names: Sequence[str], attached: bool, interactive: bool) -> int:
     with engine() as opened:
         if attached or interactive:
             options = RunOptions(interactive=interactive, tty=_has_terminal(opened.container(names[0])))
-            with Stdio.of(options) as stdio:
-                return attach(opened.attach_started(names[0], stdio.streams), options)
+            with Stdio.of(options) as stdio, SignalProxy() as signals:
+                return attach(opened.attach_started(names[0], stdio.streams), options, signals)
         return each(names, lambda name: _start(opened.container(name), name))
 
 
@@ -94,10 +94,10 @@ def exec_(name: str, command: Sequence[str], **values: object) -> int:
         if options.detach:
             container.exec(command, env=env, user=options.user, workdir=options.workdir, tty=options.tty, detach=True)
             return 0
-        with Stdio.of(options) as stdio:
+        with Stdio.of(options) as stdio, SignalProxy() as signals:
             where = {"user": options.user, "workdir": options.workdir}
             running = container.launch(command, env=env, **where, tty=options.tty, streams=stdio.streams, handling=handling(options))
-            return attach(running, options)
+            return attach(running, options, signals)
 
 
 def handling(options: RunOptions) -> Handling:
@@ -107,16 +107,16 @@ def handling(options: RunOptions) -> Handling:
     return Handling(interactive=options.interactive)
 
 
-def attach(running: Running, options: RunOptions) -> int:
+def attach(running: Running, options: RunOptions, signals: SignalProxy) -> int:
     """Stay with the program until it ends; its exit status. Signals, keys and the window's size reach it meanwhile."""
     with running, ExitStack() as entered:
         if options.tty and options.interactive:
             entered.enter_context(raw_keys(0))
         if options.tty and os.isatty(1):
             entered.enter_context(followed_window(running, 1))
-        passed = entered.enter_context(forwarded_signals(running))
+        signals.to(running)
         completed = running.wait(write_output)
-    tell_reason(completed, passed)
+    tell_reason(completed, signals.passed)
     return completed.exit_code
 
 

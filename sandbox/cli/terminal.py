@@ -7,11 +7,11 @@ import signal
 import termios
 import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from sandbox.options import RunOptions
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 """What `run` passes on to the program, as docker's --sig-proxy does."""
+
+
+Handler = Callable[[int, FrameType | None], Any] | int | None  # Any: as in the standard library
 
 
 class Attached(Protocol):
@@ -90,21 +93,35 @@ def raw_keys(fd: int) -> Iterator[None]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-@contextmanager
-def forwarded_signals(program: Attached) -> Iterator[list[int]]:
-    """While entered, signals to this process go to the program; the list says which did."""
-    passed: list[int] = []
+class SignalProxy:
+    """While entered, signals to this process go to the program. Entered before the program is started: it may be ready, and
+    say so, before its start has returned here; what comes meanwhile is passed on then, and a second signal ends the wait."""
 
-    def forward(number: int, _: FrameType | None) -> None:
-        passed.append(number)
-        program.signal(number)
+    def __init__(self) -> None:
+        self.passed: list[int] = []
+        self._program: Attached | None = None
+        self._before: dict[int, Handler] = {}
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        yield passed
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._forward) for number in FORWARDED}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def to(self, program: Attached) -> None:
+        """From now on to this program; also what has come already."""
+        self._program = program
+        for number in self.passed:
+            program.signal(number)
+
+    def _forward(self, number: int, _: FrameType | None) -> None:
+        if self._program is None and self.passed:
+            raise KeyboardInterrupt
+        self.passed.append(number)
+        if self._program is not None:
+            self._program.signal(number)
 
 
 @contextmanager
