@@ -57,7 +57,10 @@ class BuildCells:
             return Composed(key, None, cell.body, 0, build_args, None)
         parent = self._parent(key)
         if parent is None:
-            raise InvalidInput("the cell does not begin with FROM, and no build cell ran before it", hint="begin with FROM IMAGE, or run the cell above first")
+            raise InvalidInput(
+                "the cell does not begin with FROM, and no build cell ran before it",
+                hint="begin with FROM IMAGE, or run the cell above first",
+            )
         before, inherited_args = self._text(parent)
         return Composed(key, parent, before + cell.body, before.count("\n"), {**inherited_args, **build_args}, self._cells[parent].image)
 

@@ -102,13 +102,17 @@ RUN_ROWS: tuple[Option, ...] = (
     Option(("--rm",), "rm", "remove the container when it ends (the default in a cell)", convert=None),
     Option(("--keep",), "keep", "keep the container when it ends", convert=None),
     Option(("-d", "--detach", "--bg"), "detach", "run in the background; `_` is the container", convert=None),
-    Option(("-it", "-ti", "-t", "--tty", "--interactive"), "terminal", "accepted; a cell has no terminal, so it does nothing", convert=None),
+    Option(
+        ("-it", "-ti", "-t", "--tty", "--interactive"), "terminal", "accepted; a cell has no terminal, so it does nothing", convert=None
+    ),
     *CELL_ROWS,
 )
 
 EXEC_ROWS: tuple[Option, ...] = (
     *(row for row in RUN if row.field in ("env", "user", "workdir")),
-    Option(("-it", "-ti", "-t", "--tty", "--interactive"), "terminal", "accepted; a cell has no terminal, so it does nothing", convert=None),
+    Option(
+        ("-it", "-ti", "-t", "--tty", "--interactive"), "terminal", "accepted; a cell has no terminal, so it does nothing", convert=None
+    ),
     *CELL_ROWS,
 )
 
@@ -155,7 +159,21 @@ _INSTEAD = {
 
 _CANNOT_MEAN = {"-f": ("-f: the cell's body is the Dockerfile", "use %container build -f FILE CONTEXT")}
 
-SANDBOX_PRESET = ("--network", "none", "--read-only", "--cap-drop", "ALL", "-m", "512m", "--pids-limit", "128", "--timeout", "60s", "--tmpfs", "/tmp")
+SANDBOX_PRESET = (
+    "--network",
+    "none",
+    "--read-only",
+    "--cap-drop",
+    "ALL",
+    "-m",
+    "512m",
+    "--pids-limit",
+    "128",
+    "--timeout",
+    "60s",
+    "--tmpfs",
+    "/tmp",
+)
 """What `%%sandbox` puts before the flags of the line; a flag on the line wins."""
 
 

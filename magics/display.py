@@ -83,6 +83,11 @@ def plain_lines(data: str) -> list[str]:
     return [line.rstrip("\r").rsplit("\r", 1)[-1] for line in _ANSI.sub("", data).split("\n")]
 
 
+def say(text: str, *, error: bool = False) -> None:
+    """A line of our own in the cell's output."""
+    print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
 # builds
 
 
@@ -200,6 +205,13 @@ _SEE: dict[type, Callable[[BuildView, Any], None]] = {  # Any: each function tak
 }
 
 
+def image_name(view: BuildView) -> str:
+    """What to call the built image: its first tag, else its id."""
+    if view.done is None:
+        return ""
+    return familiar(view.done.tags[0]) if view.done.tags else view.done.id
+
+
 def short_id(image_id: str) -> str:
     """The first 12 digits, as docker shows them."""
     return image_id.removeprefix("sha256:")[:12]
@@ -246,7 +258,9 @@ def build_html(view: BuildView) -> str:
         rows = f'<tr><td colspan="4" style="{_CELL}{_GREY}">{html.escape(earlier)}</td></tr>' + rows
     warnings = "".join(f'<div style="{_GREY}">warning: {html.escape(_warning(view, each))}</div>' for each in view.warnings)
     table = f'<table style="border-collapse:collapse;margin:0;font-size:inherit">{rows}</table>'
-    return f'<div class="sandbox-build" style="font-family:var(--jp-code-font-family,monospace);font-size:90%">{head}{table}{warnings}</div>'
+    return (
+        f'<div class="sandbox-build" style="font-family:var(--jp-code-font-family,monospace);font-size:90%">{head}{table}{warnings}</div>'
+    )
 
 
 _CELL = "text-align:left;padding:1px 12px 1px 0;border:0;background:none;vertical-align:top;white-space:nowrap;"
@@ -382,7 +396,8 @@ class OutputStreams:
     def __init__(self, *, keep: frozenset[str] = frozenset(), limit: int = 1 << 20, tail: int = 16 << 10, note: str = "") -> None:
         new_decoder = codecs.getincrementaldecoder("utf-8")
         self._streams = {
-            name: _Stream(target, name in keep, new_decoder("replace"), limit) for name, target in (("stdout", sys.stdout), ("stderr", sys.stderr))
+            name: _Stream(target, name in keep, new_decoder("replace"), limit)
+            for name, target in (("stdout", sys.stdout), ("stderr", sys.stderr))
         }
         self._tail = tail
         self._note = note
@@ -404,7 +419,7 @@ class OutputStreams:
                 out.target.write(f"\n… {size_text(max(hidden, 0))} more{self._note} …\n" + "".join(out.tail))
             out.target.flush()
 
-    def text(self, stream: Literal["stdout", "stderr"]) -> str:
+    def text(self, stream: str) -> str:
         """What was kept of the stream."""
         return b"".join(self._streams[stream].kept).decode(errors="replace")
 
@@ -454,6 +469,10 @@ class CellResult:
         style = f"font-size:90%;{_GREY if self.ok else _RED}"
         return {"text/plain": line, "text/html": f'<span class="sandbox-usage" style="{style}">{html.escape(line)}</span>'}, self.metadata()
 
+    def bundle(self) -> tuple[Bundle, Bundle]:
+        """The same, for whoever publishes it."""
+        return self._repr_mimebundle_()
+
     def metadata(self) -> Bundle:
         """The figures, for programs."""
         used = self.usage
@@ -475,5 +494,3 @@ def usage_line(result: CellResult) -> str:
     parts.append("" if used.peak_pids is None else f"{used.peak_pids} proc{'' if used.peak_pids == 1 else 's'}")
     parts += ["net off" if result.network == "none" else f"net {result.network}", result.program]
     return ("✓ " if result.ok else "✗ ") + " · ".join(part for part in parts if part)
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 
-from magics.display import plain_lines, seconds_text
+from magics.display import BuildView, plain_lines, seconds_text
 from magics.languages import ImageFacts, Invocation
 from sandbox.build.source import Span
 from sandbox.errors import BuildError, CellFailed, ContainerError, DockerfileError, SandboxError, StepFailed
@@ -89,7 +89,9 @@ class CellText:
 def in_cell(error: DockerfileError, cell: CellText) -> DockerfileError:
     """The same error in cell line numbers."""
     message = re.sub(r"^\S+ line \d+: ", "", str(error))
-    return DockerfileError(message, span=error.span, excerpt="\n".join([f"  {cell.where(error.span)}", *cell.excerpt(error.excerpt)]), hint=error.hint)
+    return DockerfileError(
+        message, span=error.span, excerpt="\n".join([f"  {cell.where(error.span)}", *cell.excerpt(error.excerpt)]), hint=error.hint
+    )
 
 
 def step_lines(error: StepFailed, cell: CellText, *, index: int, total: int, stage: str, seconds: float) -> list[str]:
@@ -98,6 +100,14 @@ def step_lines(error: StepFailed, cell: CellText, *, index: int, total: int, sta
     output = [line for line in plain_lines(error.output) if line.strip()][-_LAST_LINES:]
     last = ["  last output:", *(f"    {line}" for line in output)] if output else []
     return [f"BuildError: {error}", place, *cell.excerpt(error.excerpt), *last, *_hint(error)]
+
+
+def failed_step_lines(error: StepFailed, cell: CellText, view: BuildView) -> list[str]:
+    """`step_lines` with the figures of the step that the view saw fail."""
+    row = view.failed
+    if row is None:
+        return error_lines(error)
+    return step_lines(error, cell, index=row.index, total=view.total, stage=row.stage, seconds=row.seconds)
 
 
 def error_lines(error: SandboxError) -> list[str]:

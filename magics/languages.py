@@ -57,7 +57,16 @@ LANGUAGES: dict[str, Language] = {
     "julia": Language("julia", ("-e",)),
 }
 
-_ALIASES = {"python3": "python", "pypy3": "python", "pypy": "python", "javascript": "node", "js": "node", "nodejs": "node", "rscript": "r", "shell": "sh"}
+_ALIASES = {
+    "python3": "python",
+    "pypy3": "python",
+    "pypy": "python",
+    "javascript": "node",
+    "js": "node",
+    "nodejs": "node",
+    "rscript": "r",
+    "shell": "sh",
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,9 @@ def choose(body: str, *, lang: str | None, argv: Sequence[str], entrypoint: str 
         return _inline([default[0]], body, "the image's own")
     shell = next((name for name in ("bash", "sh") if facts.find(name)), None)
     if shell is None:
-        raise InvalidOption(f"{facts.name}: has neither bash nor sh to read the cell", hint="name a program after the image; the body is its stdin")
+        raise InvalidOption(
+            f"{facts.name}: has neither bash nor sh to read the cell", hint="name a program after the image; the body is its stdin"
+        )
     return _inline([shell], body, "in the image")
 
 

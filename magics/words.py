@@ -52,7 +52,7 @@ class Namespace:
         except SyntaxError:
             return None
         try:
-            return str(eval(code, dict(self._variables)))  # noqa: S307 - the user's own cell, in the user's own kernel
+            return str(eval(code, dict(self._variables)))
         except Exception as err:  # whatever the user's expression raises is the user's to see, as one line
             raise InvalidOption(f"{{{expression}}}: {type(err).__name__}: {err}", hint="write {{…}} to keep braces as they are") from err
 
@@ -68,7 +68,7 @@ def split_line(line: str, namespace: Namespace) -> list[str]:
             word = None
             continue
         if kind == "open":
-            raise InvalidOption(f"{line[match.start():].strip()}: {_OPEN[text]}")
+            raise InvalidOption(f"{line[match.start() :].strip()}: {_OPEN[text]}")
         word = (word or "") + _EXPAND[kind](text, namespace)
     return words + ([] if word is None else [word])
 

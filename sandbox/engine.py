@@ -25,6 +25,7 @@ from sandbox.records import Record, Records, State, Status
 from sandbox.runtime import cgroups
 from sandbox.runtime.container import OnOutput, Running, Runtime, Streams, engine_mark
 from sandbox.runtime.init import cgroup, files
+from sandbox.runtime.init.program import DEFAULT_PATH
 from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, ContainerSpec, Mount, Process, Rootfs
 
@@ -243,6 +244,13 @@ class Engine:
     def image_size(self, image: Image) -> int:
         """The bytes of the files of all its layers."""
         return self._store.image_size(image)
+
+    def has_program(self, image: Image, name: str) -> bool:
+        """Whether the image has this program, by path or along its PATH. Nothing of the image is run."""
+        tree = self._store.tree(image.top)
+        env = dict(launch.split_env(image.config.value.config.env or ()))
+        places = [name] if "/" in name else [f"{directory}/{name}" for directory in env.get("PATH", DEFAULT_PATH).split(":")]
+        return any((found := tree.lookup(place, follow=True)) is not None and found.is_file for place in places)
 
     def layer_sizes(self, image: Image) -> list[int]:
         """The bytes of the files of each of its layers, lowest first."""
