@@ -40,7 +40,6 @@ from sandbox.build.expand import PROXY_ARGS, expand, global_args, platform_args
 from sandbox.build.memory import Memory
 from sandbox.build.running import CommandFailed
 from sandbox.build.site import Origin, Runs, Site
-from sandbox.build.source import SourceText
 from sandbox.build.stages import Stage, Step, host, plan_stages
 from sandbox.build.state import BuildState, Change, empty_state, state_of
 from sandbox.build.steps import change_of, without_triggers
@@ -75,14 +74,14 @@ _WIDEST_TITLE = 120
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
     """What to build. `dockerfile` is its text; `dockerfile_path`, when it came from a file, gives <Dockerfile>.dockerignore;
-    `name` is what messages call it. `context` None: nothing to COPY from. `now` is the time in history and config, unless
-    the build argument SOURCE_DATE_EPOCH gives another. `target`: the stage, default the last."""
+    `name` is what messages call it (default: the path's name). `context` None: nothing to COPY from. `now` is the time in
+    history and config, unless the build argument SOURCE_DATE_EPOCH gives another. `target`: the stage, default the last."""
 
     dockerfile: str
     now: datetime
     context: Path | None = None
     dockerfile_path: Path | None = None
-    name: str = "Dockerfile"
+    name: str | None = None
     tags: tuple[str, ...] = ()
     build_args: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
@@ -104,7 +103,8 @@ class Builder:
 
     def build(self, request: BuildRequest) -> Image:
         """Build, tag and return the image. DockerfileError, UnknownStage, StepFailed; an interrupt leaves nothing behind."""
-        dockerfile = parse(request.dockerfile, request.name)
+        path = request.dockerfile_path
+        dockerfile = parse(request.dockerfile, request.name or (path.name if path else "Dockerfile"))
         tags = tuple(Reference.parse(tag) for tag in request.tags)
         with ExitStack() as opened:
             opened.enter_context(self._store.shared())
@@ -263,22 +263,22 @@ class _Performer:
         build, step = self.build, self.step
         build.index += 1
         place = build.index, build.total, self.stage.label
-        text = step.instruction.text
+        text, line = step.text, step.span.first
         self.site = replace(self.site, output=self._tell_output)
-        build.on_event(StepStarted(*place, text, step.line))
+        build.on_event(StepStarted(*place, text, line))
         started = time.monotonic()
         try:
             after, outcome, size = self._advance(state)
         except BaseException as err:
             seconds = time.monotonic() - started
-            failure = self._explained(err, state, seconds)
-            build.on_event(StepError(*place, text, step.line, seconds, str(failure) or type(failure).__name__))
+            failure = self._explained(err, state)
+            build.on_event(StepError(*place, text, line, seconds, str(failure) or type(failure).__name__))
             if failure is err:
                 raise
             raise failure from err
         build.cached += outcome.cached
         seconds = time.monotonic() - started
-        build.on_event(StepDone(*place, text, step.line, outcome.cached, seconds, size, after.top))
+        build.on_event(StepDone(*place, text, line, outcome.cached, seconds, size, after.top))
         return after
 
     def _tell_output(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
@@ -340,29 +340,24 @@ class _Performer:
     def _now(self) -> str:
         return self.site.now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
-    def _explained(self, err: BaseException, state: BuildState, seconds: float) -> BaseException:
+    def _explained(self, err: BaseException, state: BuildState) -> BaseException:
         """The error to raise: about the text as it is, anything else as StepFailed with the place and what is known."""
         if isinstance(err, DockerfileError) or not isinstance(err, (SandboxError, OSError)):
             return err
-        instruction, source = self.step.instruction, self.step.source
+        step = self.step
         failed = err if isinstance(err, CommandFailed) else None
-        kept = self.build.keep_failed(state)
-        look = f"look inside: sandbox run --rm -it {FAILED} sh" if kept else None
+        look = f"look inside: sandbox run --rm -it {FAILED} sh" if self.build.keep_failed(state) else None
         hint = "; ".join(text for text in (getattr(err, "hint", None), look) if text)
         reason = _os_reason(err) if isinstance(err, OSError) else str(err)
         return StepFailed(
-            f"{_title(instruction.text)}: {reason}",
-            span=instruction.span,
-            instruction=instruction.text,
+            f"{_title(step.text)}: {reason}",
+            span=step.span,
+            instruction=step.text,
             completed=failed.completed if failed else None,
             output=_last_lines(failed.output) if failed else "",
-            excerpt=f"{self._place(source, seconds)}\n{source.excerpt(instruction.span)}",
+            excerpt=self.build.dockerfile.source.excerpt(step.span),
             hint=hint or None,
         )
-
-    def _place(self, source: SourceText, seconds: float) -> str:
-        line = f"{source.name} line {self.step.instruction.span.first} of {len(source.lines)}"
-        return f"{line} | step {self.build.index}/{self.build.total} | stage {self.stage.label} | after {seconds:.1f} s"
 
 
 def cache_key(parent: str | None, inputs: tuple[str, ...]) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from sandbox.build import instructions as ins
 from sandbox.build.dockerfile import parse
+from sandbox.build.expand import expand
 from sandbox.build.memory import Memory
 from sandbox.build.site import OnOutput, Origin, Site
 from sandbox.build.stages import host
@@ -65,7 +66,7 @@ def apply_changes(store: Store, memory: Memory, config: RunConfig, changes: Sequ
             raise InvalidOption(
                 f"--change {type(instruction).__name__.upper()}: changes more than the config", hint=f"these can be given: {names}"
             )
-        state = change_of(state, instruction, site).state
+        state = change_of(state, expand(instruction, site.expander(state, instruction.span)), site).state
     return state.run
 
 

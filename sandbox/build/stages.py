@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import platform as host_platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sandbox.build import instructions as ins
 from sandbox.build.dockerfile import Dockerfile, parse_triggers
 from sandbox.build.expand import Expander, expand
-from sandbox.build.source import SourceText, did_you_mean
+from sandbox.build.source import SourceText, Span, did_you_mean
 from sandbox.errors import ImageNotFound, InvalidInput, StepFailed, UnknownStage
 from sandbox.image.store import Image
 from sandbox.oci import Platform
@@ -26,12 +26,14 @@ _VARIANTS = {"armv7l": "v7", "armv6l": "v6"}
 
 @dataclass(frozen=True)
 class Step:
-    """One instruction to perform. `source` is the text it stands in (an ONBUILD trigger has its own), `line` its line of the Dockerfile."""
+    """One instruction to perform. `source` is the text it stands in: an image's ONBUILD trigger has its own, and then `span`,
+    its place in the Dockerfile, is that of the FROM which brought it."""
 
     instruction: ins.Instruction
     source: SourceText
     escape: str
-    line: int
+    span: Span
+    text: str
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class _Planner:
         return Stage(index, expanded, base, steps, self._origins(steps, index))
 
     def _step(self, instruction: ins.Instruction) -> Step:
-        return Step(instruction, self._source, self._dockerfile.escape, instruction.span.first)
+        return Step(instruction, self._source, self._dockerfile.escape, instruction.span, instruction.text)
 
     def _base(self, origin: ins.From, index: int) -> int | Image | None:
         if not origin.image:
@@ -130,10 +132,11 @@ class _Planner:
         """ONBUILD of the base: it acts here, once."""
         if isinstance(base, Image):
             texts = base.config.value.config.on_build or []
-            return tuple(Step(trigger, source, "\\", origin.span.first) for trigger, source in parse_triggers(texts))
+            return tuple(Step(i, source, "\\", origin.span, f"ONBUILD {i.text}") for i, source in parse_triggers(texts))
         if base is None:
             return ()
-        return tuple(self._step(i.trigger) for i in self._parts[base][1] if isinstance(i, ins.Onbuild))
+        triggers = [i for i in self._parts[base][1] if isinstance(i, ins.Onbuild)]
+        return tuple(replace(self._step(i.trigger), text=i.text) for i in triggers)
 
     def _origins(self, steps: tuple[Step, ...], index: int) -> dict[str, int | Image]:
         found: dict[str, int | Image] = {}

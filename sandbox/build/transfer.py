@@ -27,7 +27,6 @@ ROOT: Owner = (0, 0)
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CANNOT_COPY_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.ETXTBSY)
 _CHUNK = 1 << 20
-_WHOLE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -258,21 +257,35 @@ class _Copy:
 
 def _check_same(entry: Entry, opened: os.stat_result) -> None:
     if (opened.st_ino, opened.st_size, opened.st_mtime_ns) != (entry.stat.st_ino, entry.stat.st_size, entry.stat.st_mtime_ns):
-        raise BuildError(f"{entry.path.lstrip('/')}: changed while it was copied", hint="build again")
+        raise _changed(entry)
+
+
+def _changed(entry: Entry) -> BuildError:
+    return BuildError(f"{entry.path.lstrip('/')}: changed while it was copied", hint="build again")
 
 
 def _copy_content(src: int, dst: int, entry: Entry) -> None:
     """In the kernel where it can (a reflink where the file system has them), else through a buffer."""
+    left = entry.stat.st_size
     try:
-        while os.copy_file_range(src, dst, _WHOLE):
-            pass
+        while left > 0 and (count := os.copy_file_range(src, dst, left)):
+            left -= count
     except OSError as err:
         if err.errno not in _CANNOT_COPY_IN_KERNEL or os.fstat(dst).st_size:
             raise OSError(err.errno, err.strerror, entry.path) from err
-        while data := os.read(src, _CHUNK):
-            view = memoryview(data)
-            while view:
-                view = view[os.write(dst, view) :]
+        left -= _copy_through_buffer(src, dst)
+    if left != 0:
+        raise _changed(entry)
+
+
+def _copy_through_buffer(src: int, dst: int) -> int:
+    total = 0
+    while data := os.read(src, _CHUNK):
+        view = memoryview(data)
+        total += len(view)
+        while view:
+            view = view[os.write(dst, view) :]
+    return total
 
 
 def _parent(path: str) -> str:

@@ -203,12 +203,11 @@ def test_failed_run_tells_where_and_how(workshop: Workshop) -> None:
     assert isinstance(failed.completed, Completed)
     assert failed.completed.exit_code == 3
     assert failed.output.splitlines() == [f"line {n}" for n in range(2, 12)]
-    place, before, line, after = failed.excerpt.splitlines()
-    assert place.startswith("Dockerfile line 3 of 4 | step 3/4 | stage base | after ")
+    before, line, after = failed.excerpt.splitlines()
     assert (before, line[:20], after) == ("  2 | COPY f /f", "> 3 | RUN echo some;", "  4 | CMD x")
     assert failed.hint == "look inside: sandbox run --rm -it build:failed sh"
     (event,) = [event for event in workshop.events if isinstance(event, StepError)]
-    assert (event.index, event.message) == (3, str(failed))
+    assert (event.index, event.total, event.stage, event.line, event.message) == (3, 4, "base", 3, str(failed))
 
 
 def test_failed_run_leaves_the_last_good_state_and_is_not_remembered(workshop: Workshop) -> None:

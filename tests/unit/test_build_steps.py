@@ -177,7 +177,7 @@ def test_step_that_fails_says_why(workshop: Workshop, lines: str, message: str, 
         config(workshop, lines)
     assert message in str(caught.value)
     assert hint in (caught.value.hint or "")
-    assert "Dockerfile line " in caught.value.excerpt
+    assert "> " in caught.value.excerpt
 
 
 def test_a_wildcard_that_matches_nothing_is_a_warning(workshop: Workshop) -> None:
