@@ -1,0 +1,149 @@
+"""`python -m bench [-n RUNS] [--json FILE]`: start-to-exit, cached rebuild, start-up and idle memory; medians of interleaved runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sandbox.engine import Engine
+
+Samples = dict[str, list[float]]
+_TWELVE = "FROM localhost/bench\n" + "".join(f"RUN echo {n} > /f{n}\n" for n in range(1, 11)) + 'CMD ["true"]\n'
+
+
+def interleave(cases: Mapping[str, Callable[[], object]], runs: int) -> Samples:
+    """Milliseconds of each case; every round runs each once in random order, so that noise falls on all alike."""
+    samples: Samples = {name: [] for name in cases}
+    names = list(cases)
+    for number in range(-2, runs):
+        random.shuffle(names)
+        for name in names:
+            start = time.perf_counter()
+            cases[name]()
+            if number >= 0:
+                samples[name].append((time.perf_counter() - start) * 1e3)
+    return samples
+
+
+def show(title: str, samples: Samples, base: str) -> None:
+    """A markdown table; ratio: of medians, to `base`."""
+    print(f"\n### {title}\n\n| | n | min ms | median ms | max ms | ratio |\n|---|--:|--:|--:|--:|--:|")
+    for name, values in samples.items():
+        median = statistics.median(values)
+        ratio = median / statistics.median(samples[base])
+        print(f"| {name} | {len(values)} | {min(values):.1f} | {median:.1f} | {max(values):.1f} | {ratio:.2f} |")
+
+
+def command(*argv: str) -> Callable[[], object]:
+    """A whole process."""
+    return lambda: subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, cwd="/")
+
+
+def make_rootfs(directory: Path) -> Path:
+    """busybox as a root file system (Debian's busybox-static)."""
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        sys.exit("bench: needs busybox (Debian: busybox-static) and bubblewrap")
+    for name in ("bin", "proc", "dev", "sys", "tmp", "etc"):
+        (directory / name).mkdir(parents=True)
+    shutil.copy(busybox, directory / "bin/busybox")
+    for name in ("sh", "true", "sleep", "echo"):
+        (directory / "bin" / name).symlink_to("busybox")
+    return directory
+
+
+def bench_run(engine: Engine, rootfs: Path, runs: int) -> Samples:
+    """Start-to-exit of `true`: warm API with user namespace, overlay, no network and limits; and bubblewrap."""
+    bwrap = ["bwrap", "--unshare-all", "--bind", str(rootfs), "/", "--proc", "/proc", "--dev", "/dev", "/bin/true"]
+    cases: dict[str, Callable[[], object]] = {
+        "bwrap --unshare-all": command(*bwrap),
+        "engine.run, limits": lambda: engine.run("localhost/bench", ["true"], memory="64m", cpus=1, pids_limit=64),
+    }
+    samples = interleave(cases, runs)
+    show("start-to-exit of `true`", samples, "bwrap --unshare-all")
+    return samples
+
+
+def bench_build(engine: Engine, runs: int) -> Samples:
+    """A 12-step Dockerfile: from the cache, and every step anew."""
+    engine.build(None, dockerfile=_TWELVE)
+    samples = interleave(
+        {
+            "all cached": lambda: engine.build(None, dockerfile=_TWELVE),
+            "10 x RUN, no cache": lambda: engine.build(None, dockerfile=_TWELVE, no_cache=True),
+        },
+        max(5, runs // 3),
+    )
+    show("build of 12 steps through the API", samples, "all cached")
+    return samples
+
+
+def bench_startup(runs: int) -> Samples:
+    """Fresh processes."""
+    sandbox = str(Path(sys.executable).with_name("sandbox"))
+    samples = interleave(
+        {
+            "python -c pass": command(sys.executable, "-c", "pass"),
+            "python -c 'import sandbox'": command(sys.executable, "-c", "import sandbox"),
+            "import sandbox.engine": command(sys.executable, "-c", "import sandbox.engine"),
+            "sandbox --help": command(sandbox, "--help"),
+        },
+        runs,
+    )
+    show("start-up", samples, "python -c pass")
+    return samples
+
+
+def bench_idle(engine: Engine) -> Samples:
+    """Memory of an idle detached container's supervisor and init, with the spawner gone."""
+    container = engine.start("localhost/bench", ["sleep", "1000"])
+    try:
+        engine.close()
+        pid = container.pid or 0
+        supervisor = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        sizes = {"supervisor": supervisor, "init": pid}
+        print("\n### idle detached container (KiB)\n\n| | PSS | RSS |\n|---|--:|--:|")
+        found: Samples = {}
+        for name, process in sizes.items():
+            rows = dict(line.split(":", 1) for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:])
+            found[name] = [float(rows["Pss"].split()[0]), float(rows["Rss"].split()[0])]
+            print(f"| {name} | {found[name][0]:.0f} | {found[name][1]:.0f} |")
+        return found
+    finally:
+        container.remove(force=True)
+
+
+def main() -> None:
+    """Run everything in a state directory of its own."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("-n", type=int, default=30, help="counted runs of each case")
+    parser.add_argument("--json", type=Path, help="write every sample here")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as scratch, Engine(Path(scratch) / "root") as engine:
+        rootfs = make_rootfs(Path(scratch) / "rootfs")
+        archive = Path(scratch) / "rootfs.tar"
+        subprocess.run(["tar", "-C", str(rootfs), "-cf", str(archive), "."], check=True)
+        engine.import_image(archive, "localhost/bench")
+        print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f}")
+        samples = {
+            "run": bench_run(engine, rootfs, given.n),
+            "build": bench_build(engine, given.n),
+            "startup": bench_startup(given.n),
+            "idle": bench_idle(engine),
+        }
+    if given.json:
+        given.json.write_text(json.dumps(samples, indent=1))
+
+
+if __name__ == "__main__":
+    main()
