@@ -53,14 +53,18 @@ def apply_tar(stream: IO[bytes], into: str | os.PathLike[str]) -> None:
 @contextlib.contextmanager
 def decompressed(stream: IO[bytes]) -> Iterator[IO[bytes]]:
     """The plain bytes of a stream, whichever way it is compressed."""
-    buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream, _CHUNK)  # type: ignore[type-var]
-    magic = buffered.peek(6)[:6]
-    opener = next((opener for prefix, opener in _FORMATS if magic.startswith(prefix)), None)
-    if opener is None:
-        yield buffered
-        return
-    with opener(buffered) as plain:
-        yield plain
+    buffered = io.BufferedReader(stream, _CHUNK)  # type: ignore[type-var]
+    try:
+        magic = buffered.peek(6)[:6]
+        opener = next((opener for prefix, opener in _FORMATS if magic.startswith(prefix)), None)
+        if opener is None:
+            yield buffered
+        else:
+            with opener(buffered) as plain:
+                yield plain
+    finally:
+        if not buffered.closed:
+            buffered.detach()  # the stream is its owner's to close
 
 
 def _gzip(stream: IO[bytes]) -> IO[bytes]:
