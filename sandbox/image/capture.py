@@ -35,8 +35,8 @@ PREFIX = "/usr/local"
 # A distribution's own Python is compiled for where it is (dist-packages, triplet paths); only others move.
 _FIXED_PREFIXES = ("/usr", PREFIX)
 _SYSTEM_ROOTS = ("/usr/", "/lib", "/bin/", "/sbin/", "/etc/", "/var/", "/opt/", "/dev/", "/proc/", "/run/")
-_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-"""pip and requests bring bundles of their own, which do not know the host's authorities."""
+# pip and requests bring bundles of their own, which do not know the host's authorities.
+_BUNDLE_VARIABLES = ("PIP_CERT", "REQUESTS_CA_BUNDLE")
 _PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ARCHITECTURES = {
     "x86_64": "amd64",
@@ -75,12 +75,12 @@ class Collected:
 
     plan: Plan
     interpreter: Interpreter
-    relocation: Relocation
     python: str
     modules: tuple[str, ...]
     packages: tuple[Package, ...]
     records: tuple[str, ...]
     has_pip: bool
+    has_authorities: bool
 
 
 def collect(python: Path, packages: Sequence[str] = ()) -> Collected:
@@ -97,8 +97,8 @@ def collect(python: Path, packages: Sequence[str] = ()) -> Collected:
     chosen, has_pip = _choose(plan, asked, base, packages, relocation, inside)
     records = _plan_packages(plan, chosen, relocation, inside)
     _plan_libraries(plan, linker, program, relocation, [*tools, *_sources(plan)])
-    _plan_openssl(plan, base, relocation)
-    return Collected(plan, base, relocation, inside, tuple(modules), tuple(chosen), tuple(records), has_pip)
+    has_authorities = _plan_openssl(plan, base, relocation)
+    return Collected(plan, base, inside, tuple(modules), tuple(chosen), tuple(records), has_pip, has_authorities)
 
 
 def relocate(asked: Interpreter, base: Interpreter) -> Relocation:
@@ -184,8 +184,10 @@ def _plan_libraries(plan: Plan, linker: Linker, program: Elf, relocation: Reloca
     if needed.missing:
         log.debug("libraries that this host does not have either: %s", ", ".join(sorted(needed.missing)))
     loaders = {elf.interpreter for elf in (program, *roots) if elf.interpreter}
-    places = {_plan_library(plan, path, relocation) for path in (*sorted(loaders), *opened, *sorted(needed.libraries))}
-    folders = sorted({posixpath.dirname(place) for place in places} | {"/usr/local/lib"})
+    for path in (*sorted(loaders), *opened):
+        _plan_library(plan, path, relocation)
+    places = [_plan_library(plan, path, relocation) for path in sorted(needed.libraries)]
+    folders = sorted({posixpath.dirname(place) for place in places} | {posixpath.join(PREFIX, "lib")})
     plan.generated("/etc/ld.so.conf", "".join(f"{folder}\n" for folder in folders))
 
 
@@ -203,12 +205,15 @@ def _plan_library(plan: Plan, path: str, relocation: Relocation) -> str:
     return place
 
 
-def _plan_openssl(plan: Plan, base: Interpreter, relocation: Relocation) -> None:
+def _plan_openssl(plan: Plan, base: Interpreter, relocation: Relocation) -> bool:
+    """OpenSSL's configuration and the certificate authorities; False when the host has none."""
     cafile, capath = [*base.ssl_paths, "", ""][:2]
     folder = posixpath.dirname(cafile)
-    if not capture_system.plan_certificates(plan, cafile, capath, relocation.path(cafile) or cafile):
-        log.warning("no certificate authorities on this host: TLS connections from the image will not verify")
     capture_system.plan_openssl(plan, folder, relocation.path(folder) or folder)
+    found = capture_system.plan_certificates(plan, cafile, capath, relocation.path(cafile) or cafile)
+    if not found:
+        log.warning("no certificate authorities on this host: TLS connections from the image will not verify")
+    return found
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -217,22 +222,21 @@ def _plan_openssl(plan: Plan, base: Interpreter, relocation: Relocation) -> None
 def write(collected: Collected, root: Path) -> int:
     """Write the tree below `root`; returns the time of the newest file, which is the image's."""
     written = Writer(root).write(collected.plan)
-    _compile(collected, root, written)
+    compiled = _compile(collected, root, written)
     capture_packages.update_records(root, collected.records, written)
     _index_libraries(root)
-    copied = written.copied - set(collected.records)
-    stamp(root, written.newest, copied=copied)
+    stamp(root, written.newest, copied=written.copied.difference(collected.records, compiled))
     return written.newest
 
 
-def _compile(collected: Collected, root: Path, written: Written) -> None:
+def _compile(collected: Collected, root: Path, written: Written) -> list[str]:
     """Compile what has no compiled file: modules of a Python that came without, and those whose source was edited."""
     edited = [place for place in written.edited if place.endswith(".py")]
     for place in edited:
-        folder, name = posixpath.split(place)
-        Path(f"{root}{folder}/__pycache__/{name[:-3]}.{collected.interpreter.tag}.pyc").unlink(missing_ok=True)
-    count = capture_python.compile_missing(collected.interpreter, str(root), [*collected.modules, *edited])
-    log.debug("compiled %d modules", count)
+        Path(f"{root}{capture_python.compiled_place(place, collected.interpreter)}").unlink(missing_ok=True)
+    compiled = capture_python.compile_missing(collected.interpreter, str(root), [*collected.modules, *edited])
+    log.debug("compiled %d modules", len(compiled))
+    return compiled
 
 
 def _index_libraries(root: Path) -> None:
@@ -258,13 +262,9 @@ def describe(collected: Collected, newest: int, diff_id: str) -> ImageConfig:
         f"{LABEL}.python.packages": " ".join(f"{package.name}=={package.version}" for package in collected.packages),
         f"{LABEL}.python.pip": "yes" if collected.has_pip else "no",
     }
-    env = [
-        f"PATH={_PATH}",
-        "LANG=C.UTF-8",
-        f"PIP_CERT={_CERTIFICATES}",
-        f"REQUESTS_CA_BUNDLE={_CERTIFICATES}",
-        f"PYTHON_VERSION={interpreter.version}",
-    ]
+    env = [f"PATH={_PATH}", "LANG=C.UTF-8", f"PYTHON_VERSION={interpreter.version}"]
+    if collected.has_authorities:
+        env += [f"{name}={capture_system.CA_BUNDLE}" for name in _BUNDLE_VARIABLES]
     return ImageConfig(
         created=created,
         architecture=_ARCHITECTURES.get(machine, machine),

@@ -175,16 +175,15 @@ class Writer:
 
     def _file(self, path: str, entry: Entry) -> None:
         target = self.root + path
-        if entry.mtime is not None:
-            self.copied.add(path)
         if entry.inode and (first := self._first.setdefault(entry.inode, target)) != target:
             os.link(first, target)
-            return
-        if not self._fill(path, target, entry):
+        elif self._fill(path, target, entry):
+            os.chmod(target, entry.mode)
+        else:
             self.dropped.append(path)
             return
-        os.chmod(target, entry.mode)
         if entry.mtime is not None:
+            self.copied.add(path)
             self.newest = max(self.newest, entry.mtime)
             os.utime(target, (entry.mtime, entry.mtime))
 

@@ -259,21 +259,27 @@ for source, inside, target in json.load(sys.stdin):
 """
 
 
-def compile_missing(interpreter: Interpreter, root: str, places: Iterable[str]) -> int:
-    """Compile the modules below `root` that have no compiled file yet; a container would do it anew at each start. Returns how many."""
+def compile_missing(interpreter: Interpreter, root: str, places: Iterable[str]) -> list[str]:
+    """Compile the modules below `root` that have no compiled file yet; a container would do it anew at each start.
+
+    Returns the places of the files made. A module that does not compile (packages carry such for other versions) is left as it is.
+    """
     jobs = []
-    for place in sorted(set(places)):
-        directory, name = posixpath.split(place)
-        target = f"{root}{directory}/__pycache__/{name[:-3]}.{interpreter.tag}.pyc"
-        if name.endswith(".py") and "lib2to3/tests" not in directory and not os.path.exists(target):
-            jobs.append((f"{root}{place}", place, target))
+    for place in sorted(place for place in set(places) if place.endswith(".py")):
+        compiled = compiled_place(place, interpreter)
+        if not os.path.exists(root + compiled):
+            jobs.append((root + place, place, root + compiled))
     if jobs:
         # A fixed hash seed: the order of a frozenset constant would otherwise differ from run to run.
         environment = {"PYTHONHASHSEED": "0", "PATH": os.defpath}
-        try:
-            subprocess.run(
-                [interpreter.executable, "-S", "-c", _COMPILE], input=json.dumps(jobs), text=True, env=environment, check=True, cwd="/"
-            )
-        except (OSError, subprocess.SubprocessError) as err:
-            raise ImageError(f"{interpreter.executable}: could not compile the standard library: {err}") from err
-    return len(jobs)
+        command = [interpreter.executable, "-S", "-W", "ignore", "-c", _COMPILE]
+        done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, env=environment, check=False, cwd="/")
+        if done.returncode:
+            raise ImageError(f"{interpreter.executable}: could not compile the standard library: {done.stderr.strip()}")
+    return [target.removeprefix(root) for _, _, target in jobs]
+
+
+def compiled_place(place: str, interpreter: Interpreter) -> str:
+    """Where Python looks for a module's compiled file (PEP 3147)."""
+    directory, name = posixpath.split(place)
+    return f"{directory}/__pycache__/{name.removesuffix('.py')}.{interpreter.tag}.pyc"
