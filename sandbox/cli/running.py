@@ -13,7 +13,7 @@ import click
 
 from sandbox.cli.flags import given, verb
 from sandbox.cli.invocation import complete_containers, complete_images, each, engine, write_bytes
-from sandbox.cli.terminal import SignalProxy, Stdio, followed_window, raw_keys
+from sandbox.cli.terminal import SignalProxy, Stdio, followed_window
 from sandbox.errors import InvalidOption
 from sandbox.options import RUN, RunOptions, parse_env_file, with_environment
 
@@ -41,7 +41,8 @@ def run(image: str, command: Sequence[str], **values: object) -> int:
             click.echo(opened.start(image, command, options=options).id)
             return 0
         with Stdio.of(options) as stdio, SignalProxy() as signals:
-            return attach(opened.launch(image, command, options=options, streams=stdio.streams), options, signals)
+            completed = attach(opened.launch(image, command, options=options, streams=stdio.streams), options, signals)
+        return tell_end(completed, signals)
 
 
 @verb("create", _CREATE, interspersed=False)
@@ -65,7 +66,8 @@ def start(names: Sequence[str], attached: bool, interactive: bool) -> int:
         if attached or interactive:
             options = RunOptions(interactive=interactive, tty=_has_terminal(opened.container(names[0])))
             with Stdio.of(options) as stdio, SignalProxy() as signals:
-                return attach(opened.attach_started(names[0], stdio.streams), options, signals)
+                completed = attach(opened.attach_started(names[0], stdio.streams), options, signals)
+            return tell_end(completed, signals)
         return each(names, lambda name: _start(opened.container(name), name))
 
 
@@ -97,7 +99,8 @@ def exec_(name: str, command: Sequence[str], **values: object) -> int:
         with Stdio.of(options) as stdio, SignalProxy() as signals:
             where = {"user": options.user, "workdir": options.workdir}
             running = container.launch(command, env=env, **where, tty=options.tty, streams=stdio.streams, handling=handling(options))
-            return attach(running, options, signals)
+            completed = attach(running, options, signals)
+        return tell_end(completed, signals)
 
 
 def handling(options: RunOptions) -> Handling:
@@ -107,17 +110,13 @@ def handling(options: RunOptions) -> Handling:
     return Handling(interactive=options.interactive)
 
 
-def attach(running: Running, options: RunOptions, signals: SignalProxy) -> int:
-    """Stay with the program until it ends; its exit status. Signals, keys and the window's size reach it meanwhile."""
+def attach(running: Running, options: RunOptions, signals: SignalProxy) -> Completed:
+    """Stay with the program until it ends. Signals and the window's size reach it meanwhile."""
     with running, ExitStack() as entered:
-        if options.tty and options.interactive:
-            entered.enter_context(raw_keys(0))
         if options.tty and os.isatty(1):
             entered.enter_context(followed_window(running, 1))
         signals.to(running)
-        completed = running.wait(write_output)
-    tell_reason(completed, signals.passed)
-    return completed.exit_code
+        return running.wait(write_output)
 
 
 def write_output(stream: str, data: bytes) -> None:
@@ -125,10 +124,12 @@ def write_output(stream: str, data: bytes) -> None:
     write_bytes(data, 2 if stream == "stderr" else 1)
 
 
-def tell_reason(completed: Completed, passed: Sequence[int] = ()) -> None:
-    """One line on stderr when it ended for a reason that is not the program's own, nor a signal the user sent through us."""
-    if completed.reason and not (completed.why == "signal" and completed.signal in passed):
+def tell_end(completed: Completed, signals: SignalProxy) -> int:
+    """Its exit status; one line on stderr when it ended for a reason that is not the program's own, nor a signal the user
+    sent through us. Said when the terminal is the user's again."""
+    if completed.reason and not (completed.why == "signal" and completed.signal in signals.passed):
         click.echo(f"sandbox: {completed.reason}", err=True)
+    return completed.exit_code
 
 
 def run_options(values: Mapping[str, object]) -> RunOptions:

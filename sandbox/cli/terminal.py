@@ -50,10 +50,20 @@ class Stdio:
 
         with ExitStack() as opened:
             if options.tty:
-                yield cls(Streams(stdin=0 if options.interactive else None, stdout=1, stderr=1))
+                if options.interactive:  # before the program starts: going raw throws away what was typed before
+                    opened.enter_context(raw_keys(0))
+                yield cls(Streams(stdin=0 if options.interactive else None, stdout=1, stderr=1, window=window_size(1)))
                 return
             stdin = opened.enter_context(typed_input()) if options.interactive and os.isatty(0) else 0
             yield cls(Streams(stdin=stdin if options.interactive else None, stdout=_unless_terminal(1), stderr=_unless_terminal(2)))
+
+
+def window_size(fd: int) -> tuple[int, int] | None:
+    """Rows and columns of a terminal; None when it is none."""
+    if not os.isatty(fd):
+        return None
+    columns, rows = os.get_terminal_size(fd)
+    return rows, columns
 
 
 def _unless_terminal(fd: int) -> int | None:

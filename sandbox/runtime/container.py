@@ -33,11 +33,13 @@ _ESCALATION = ((signal.SIGINT, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.
 
 @dataclass(frozen=True)
 class Streams:
-    """What a program's 0, 1 and 2 are connected to. None: /dev/null for stdin, a pipe that is read for the others."""
+    """What a program's 0, 1 and 2 are connected to. None: /dev/null for stdin, a pipe that is read for the others.
+    `window`: rows and columns its terminal, if it gets one, has from the start."""
 
     stdin: int | bytes | IO[bytes] | None = None
     stdout: int | None = None
     stderr: int | None = None
+    window: tuple[int, int] | None = None
 
 
 class Runtime:
@@ -67,7 +69,7 @@ class Runtime:
         """Start `spec`; raises SetupFailed or Unsupported. With `handling.detach` the result only knows the pid."""
         record = self.record(spec.id)
         record.mkdir(parents=True, exist_ok=True)
-        plan = make_plan(spec, self._site(spec, record), handling)
+        plan = {**make_plan(spec, self._site(spec, record), handling), "window": streams.window}
         return self._spawn("run", plan, streams, spec.limits, spec.timeout)
 
     def exec(
@@ -81,6 +83,7 @@ class Runtime:
             "joins": state.get("joins", []),
             "into": state.get("into"),
             "process": process_plan(process, container),
+            "window": streams.window,
             "detach": handling.detach,
             "interactive": handling.interactive,
             "log": None,

@@ -6,10 +6,13 @@ with it the whole PID namespace.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
+import struct
 import sys
+import termios
 
 from sandbox.runtime.init import link, program, steps, unpack
 from sandbox.runtime.init import syscalls as s
@@ -98,7 +101,7 @@ def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Seq
     forwarded = {number for number in signal.valid_signals() if number not in _NOT_FORWARDED}
     signal.pthread_sigmask(signal.SIG_BLOCK, forwarded | {signal.SIGCHLD})
     entry = unpack.Unpacker(plan["process"]["unpack"]) if plan["process"]["unpack"] else program.Program(plan["process"])
-    pid = _start(entry, plan["process"]["tty"], supervisor, stdio)
+    pid = _start(entry, plan, supervisor, stdio)
     link.send(supervisor, {"event": "started"})
     for fd in stdio:
         os.close(fd)
@@ -110,10 +113,12 @@ def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Seq
     return os.waitstatus_to_exitcode(status) & 0x7F
 
 
-def _start(entry: program.Program | unpack.Unpacker, tty: bool, supervisor: socket.socket, stdio: Sequence[int]) -> int:
-    if not tty:
+def _start(entry: program.Program | unpack.Unpacker, plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]) -> int:
+    if not plan["process"]["tty"]:
         return entry.start(stdio)
     master, slave = os.openpty()
+    if plan["window"]:  # before the program can ask
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *plan["window"], 0, 0))
     os.fchown(slave, entry.identity.uid, -1)
     link.send(supervisor, {"event": "terminal"}, [master])
     os.close(master)
