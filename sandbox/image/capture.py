@@ -94,8 +94,10 @@ def collect(python: Path, packages: Sequence[str] = ()) -> Collected:
     capture_system.plan_data(plan)
     inside = relocation.path(base.executable) or base.executable
     modules = _plan_interpreter(plan, base, relocation, inside)
-    chosen, has_pip = _choose(plan, asked, base, packages, relocation, inside)
+    chosen, has_pip = _choose(plan, asked, base, packages, relocation)
     records = _plan_packages(plan, chosen, relocation, inside)
+    if has_pip:
+        capture_packages.plan_pip_scripts(plan, base, posixpath.dirname(inside), inside)
     _plan_libraries(plan, linker, program, relocation, [*tools, *_sources(plan)])
     has_authorities = _plan_openssl(plan, base, relocation)
     return Collected(plan, base, inside, tuple(modules), tuple(chosen), tuple(records), has_pip, has_authorities)
@@ -137,12 +139,12 @@ def _plan_interpreter(plan: Plan, base: Interpreter, relocation: Relocation, ins
     for name in (f"python{base.short}", f"python{base.short[0]}", "python"):
         plan.link(posixpath.join(scripts, name), posixpath.basename(inside))
     capture_python.plan_files(plan, capture_python.header_files(base), relocation)
+    if base.wheels:  # a distribution's ensurepip, and so `python -m venv`, installs from here
+        plan.host_tree(base.wheels)
     return capture_python.plan_files(plan, capture_python.stdlib_files(base), relocation)
 
 
-def _choose(
-    plan: Plan, asked: Interpreter, base: Interpreter, names: Sequence[str], relocation: Relocation, inside: str
-) -> tuple[list[Package], bool]:
+def _choose(plan: Plan, asked: Interpreter, base: Interpreter, names: Sequence[str], relocation: Relocation) -> tuple[list[Package], bool]:
     """The packages to take; pip comes along always, from where there is one."""
     environment = Environment(asked)
     chosen = {package.name: package for package in environment.select(names)} if names else {}
@@ -150,7 +152,7 @@ def _choose(
         if "pip" not in chosen and source.find("pip"):
             chosen |= {package.name: package for package in source.select(["pip"])}
     site = relocation.path(base.paths["purelib"]) or base.paths["purelib"]
-    has_pip = "pip" in chosen or capture_packages.plan_bundled_pip(plan, base, site, posixpath.dirname(inside), inside)
+    has_pip = "pip" in chosen or capture_packages.plan_bundled_pip(plan, base, site)
     if not has_pip:
         log.warning("this Python has no pip and no ensurepip: the image has none either")
     return sorted(chosen.values(), key=lambda package: package.name), has_pip

@@ -24,10 +24,11 @@ from packaging.utils import canonicalize_name
 
 from sandbox.errors import ImageError, InvalidInput
 from sandbox.image.capture_plan import Edit, Plan, Written
-from sandbox.image.capture_python import Interpreter, Relocation
+from sandbox.image.capture_python import Interpreter, Relocation, compiled_place
 
 log = logging.getLogger(__name__)
 
+_DEBIAN_SITE = "/usr/lib/python3/dist-packages"
 _DPKG_LISTS = "/var/lib/dpkg/info"
 # direct_url.json names where it was installed from: local paths, private servers, sometimes a token.
 _LEFT_OUT = ("direct_url.json",)
@@ -118,7 +119,7 @@ class Environment:
                 f"package {name}: installed in editable mode, its files are in a source tree",
                 hint=f"install it for real (pip install . instead of pip install -e .), or leave {name} out",
             )
-        files = tuple(sorted(self._files(name, distribution)))
+        files = tuple(sorted(set(self._files(name, distribution))))
         if not files:
             raise ImageError(
                 f"package {name}: has no RECORD, so its files cannot be told",
@@ -127,7 +128,8 @@ class Environment:
         return Package(name, distribution.version, files)
 
     def _files(self, name: str, distribution: metadata.Distribution) -> Iterator[str]:
-        for path in _recorded(distribution) or _dpkg_files(distribution):
+        recorded = [*_recorded(distribution), *_dpkg_files(distribution)]
+        for path in (*recorded, *(compiled_place(path, self.interpreter) for path in recorded if path.endswith(".py"))):
             if not any(path.startswith(root + "/") for root in self._roots()):
                 raise ImageError(f"package {name}: its RECORD names {path}, which is outside of the environment")
             if os.path.isfile(path) and posixpath.basename(path) not in _LEFT_OUT:
@@ -172,8 +174,8 @@ def _metadata_directory(distribution: metadata.Distribution) -> str:
 
 
 def _dpkg_files(distribution: metadata.Distribution) -> list[str]:
-    """Files of the Debian package that owns the metadata (Debian removes RECORD); only those below the same site directory."""
-    own = _metadata_directory(distribution)
+    """The modules and programs of the Debian package that owns the metadata (Debian removes RECORD, or the scripts from it)."""
+    own = _metadata_directory(distribution) if str(distribution.locate_file("")).startswith(_DEBIAN_SITE) else ""
     site = str(distribution.locate_file("")).rstrip("/") + "/"
     for listing in Path(_DPKG_LISTS).glob("*.list") if own else ():
         lines = listing.read_text(errors="surrogateescape").splitlines()
@@ -202,7 +204,7 @@ def plan_script(plan: Plan, place: str, source: str, python: str, relocation: Re
     plan.file(place, source, edit_script(python, relocation.edit(source)))
 
 
-def plan_bundled_pip(plan: Plan, interpreter: Interpreter, site: str, scripts: str, python: str) -> bool:
+def plan_bundled_pip(plan: Plan, interpreter: Interpreter, site: str) -> bool:
     """Install the pip that `ensurepip` carries, as `ensurepip` would; False when there is none."""
     folders = (interpreter.wheels, posixpath.join(interpreter.paths["stdlib"], "ensurepip", "_bundled"))
     wheels = [str(wheel) for folder in folders if folder for wheel in sorted(Path(folder).glob("pip-*.whl"))]
@@ -213,9 +215,13 @@ def plan_bundled_pip(plan: Plan, interpreter: Interpreter, site: str, scripts: s
             if ".." in name.split("/"):
                 raise ImageError(f"{wheels[-1]}: names {name}, which leaves the site directory")
             plan.generated(posixpath.join(site, name), wheel.read(name))
+    return True
+
+
+def plan_pip_scripts(plan: Plan, interpreter: Interpreter, scripts: str, python: str) -> None:
+    """`pip`, `pip3` and `pip3.X`, where pip's own are not planned: `ensurepip` leaves the first out, Debian its RECORD."""
     for name in ("pip", "pip3", f"pip{interpreter.short}"):
         plan.generated(posixpath.join(scripts, name), _PIP_SCRIPT.format(python=python), 0o755)
-    return True
 
 
 _PIP_SCRIPT = """#!{python}
