@@ -11,6 +11,7 @@ cache gives the very config of the build that filled it, hence the same image id
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -63,6 +64,8 @@ __all__ = [
     "StepStarted",
 ]
 
+log = logging.getLogger(__name__)
+
 FAILED = "build:failed"
 """The name a failed build's last good state is kept under."""
 _EPOCH = "SOURCE_DATE_EPOCH"
@@ -103,6 +106,7 @@ class Builder:
 
     def build(self, request: BuildRequest) -> Image:
         """Build, tag and return the image. DockerfileError, UnknownStage, StepFailed; an interrupt leaves nothing behind."""
+        _check_text(request)
         path = request.dockerfile_path
         dockerfile = parse(request.dockerfile, request.name or (path.name if path else "Dockerfile"))
         tags = tuple(Reference.parse(tag) for tag in request.tags)
@@ -143,6 +147,14 @@ class Builder:
             warn=lambda message: self._on_event(BuildWarning(message)),
             new_id=self._new_id,
         )
+
+
+def _check_text(request: BuildRequest) -> None:
+    """Values from a command line may hold bytes that are not UTF-8; neither a config nor an environment can."""
+    for what, values in (("build argument", request.build_args), ("label", request.labels)):
+        for name, value in values.items():
+            if "\0" in value or any("\ud800" <= char <= "\udfff" for char in name + value):
+                raise InvalidInput(f"{what} {name!a}: not text: it holds a NUL or broken UTF-8")
 
 
 def _no_origin(name: str) -> Origin:
@@ -243,10 +255,14 @@ class _Build:
         return Origin(self.store.tree(top), top or "")
 
     def keep_failed(self, state: BuildState) -> bool:
-        """Keep what was good as `build:failed`, to look inside; False when there is nothing to look into."""
+        """Keep what was good as `build:failed`, to look inside; False when there is nothing to look into, or no room for it."""
         if state.top is None:
             return False
-        self.store.tag(Reference.parse(FAILED), self.store.put_image(state.image_config()))
+        try:
+            self.store.tag(Reference.parse(FAILED), self.store.put_image(state.image_config()))
+        except (SandboxError, OSError) as err:
+            log.warning("%s: not kept: %s", FAILED, err)  # what made the step fail must not be hidden by this
+            return False
         return True
 
 

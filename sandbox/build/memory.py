@@ -11,9 +11,11 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
+
+from sandbox.errors import BuildError
 
 _SCHEMA = """
 create table if not exists times (key text primary key, created text not null) without rowid;
@@ -29,10 +31,11 @@ class Memory:
     """The file ROOT/build.db, opened for one build; digests learned are written when it is closed."""
 
     def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
-        if not path.exists():
-            _create(path)
-        self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
-        self._db.execute("pragma synchronous = normal")
+        with _plain_errors():
+            if not path.exists():
+                _create(path)
+            self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
+            self._db.execute("pragma synchronous = normal")
         self._clock = clock
         self._learned: dict[tuple[int, ...], tuple[int, int, int, int, int, bytes]] = {}
 
@@ -51,12 +54,14 @@ class Memory:
 
     def created(self, key: str) -> str | None:
         """When the step of this key was made, as the history has it."""
-        row = self._db.execute("select created from times where key = ?", (key,)).fetchone()
+        with _plain_errors():
+            row = self._db.execute("select created from times where key = ?", (key,)).fetchone()
         return row[0] if row else None
 
     def remember_created(self, key: str, created: str) -> None:
         """Keep the time of a step just made; a later one replaces it."""
-        self._db.execute("insert into times values (?, ?) on conflict do update set created = excluded.created", (key, created))
+        with _plain_errors():
+            self._db.execute("insert into times values (?, ?) on conflict do update set created = excluded.created", (key, created))
 
     def file_digest(self, status: os.stat_result, open_file: Callable[[], int]) -> bytes:
         """The sha256 of a regular file, read only when it is not the file remembered. `open_file` gives an fd, closed here."""
@@ -78,10 +83,17 @@ class Memory:
         return row[5] if row and row[:5] == _identity(status) else None
 
     def _flush(self) -> None:
-        if self._learned:
+        if not self._learned:
+            return
+        with _plain_errors():
             self._db.execute("begin immediate")
-            self._db.executemany("insert or replace into files values (?, ?, ?, ?, ?, ?)", self._learned.values())
-            self._db.execute("commit")
+            try:
+                self._db.executemany("insert or replace into files values (?, ?, ?, ?, ?, ?)", self._learned.values())
+                self._db.execute("commit")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("rollback")
+                raise
             self._learned.clear()
 
 
@@ -99,6 +111,16 @@ def _create(path: Path) -> None:
             os.link(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """sqlite's complaint (a full disk, a damaged file) as ours."""
+    try:
+        yield
+    except sqlite3.Error as err:
+        hint = "`sandbox prune` frees space; build.db in the engine's directory may be removed"
+        raise BuildError(f"build cache: {err}", hint=hint) from err
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int, int]:

@@ -143,10 +143,14 @@ class LayerWriter:
         """Set the owner, links not followed. Without privileges only root's files can be made: they are the caller's own."""
         if self._rootless and owner == ROOT:
             return
-        if isinstance(target, int):
-            os.fchown(target, *owner)
-        else:
-            os.lchown(target, *owner)
+        try:
+            if isinstance(target, int):
+                os.fchown(target, *owner)
+            else:
+                os.lchown(target, *owner)
+        except PermissionError as err:
+            message = f"owner {owner[0]}:{owner[1]}: cannot be given to a file without privileges"
+            raise BuildError(message, hint="build as root, or leave the files to root") from err
 
     def skip(self, entry: Entry) -> None:
         """Say that something was left out."""

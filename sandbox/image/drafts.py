@@ -118,6 +118,6 @@ def remove_tree(path: Path) -> None:
         for directory in (os.path.dirname(name), name):
             if stat.S_ISDIR(os.lstat(directory).st_mode):
                 os.chmod(directory, 0o700)
-        shutil.rmtree(name) if stat.S_ISDIR(os.lstat(name).st_mode) else os.unlink(name)
+        remove_tree(Path(name)) if stat.S_ISDIR(os.lstat(name).st_mode) else os.unlink(name)
 
     shutil.rmtree(path, onerror=retry)

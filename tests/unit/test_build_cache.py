@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.build.builder import BuildDone, StepDone, cache_key
-from sandbox.errors import InvalidInput, InvalidReference, StepFailed
+from sandbox.errors import BuildError, InvalidInput, InvalidReference, StepFailed
 from sandbox.image.reference import Reference
 from tests.support.building import GROUP, NOW, PASSWD, Workshop
 
@@ -230,3 +230,17 @@ def test_now_is_in_the_config(workshop: Workshop) -> None:
 
 def test_failed_tag_is_an_ordinary_reference() -> None:
     assert str(Reference.parse("build:failed")) == "docker.io/library/build:failed"
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\udcff"])
+def test_value_that_is_no_text_is_refused(workshop: Workshop, value: str) -> None:
+    with pytest.raises(InvalidInput, match="build argument 'A': not text"):
+        workshop.build(TEXT, build_args={"A": value})
+    with pytest.raises(InvalidInput, match="label 'A': not text"):
+        workshop.build(TEXT, labels={"A": value})
+
+
+def test_damaged_memory_is_a_plain_error(workshop: Workshop) -> None:
+    (workshop.root / "store/build.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(BuildError, match="build cache: file is not a database"):
+        workshop.build(TEXT)
