@@ -25,7 +25,8 @@ test: $(VENV)/.tests
 	@$(MAKE) --no-print-directory lint check
 
 check:
-	@$(BIN)/pytest -n 2 --dist loadgroup --nbval tests notebooks
+	@$(BIN)/pytest -p no:cacheprovider --nbval notebooks  # by itself: xdist would spread one notebook's cells over two kernels
+	@$(BIN)/pytest -n 2 --dist loadgroup tests
 
 lint: $(VENV)/.tests
 	@$(STEP) "ruff" $(BIN)/ruff check --quiet .
