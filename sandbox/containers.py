@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import posixpath
 import select
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json and inspect
@@ -17,15 +19,17 @@ from sandbox import trees
 from sandbox.errors import WrongState
 from sandbox.image.store import Image
 from sandbox.image.tree import Tree
-from sandbox.records import Record, State, Status
+from sandbox.records import ALIVE, Record, State, Status
+from sandbox.runtime.cgroups import Cgroup, Plan
 from sandbox.runtime.container import OnOutput, Running, Streams, completed
-from sandbox.runtime.init import cgroup
+from sandbox.runtime.init import cgroup, control
 from sandbox.runtime.plan import Handling
-from sandbox.runtime.spec import Completed, Process
+from sandbox.runtime.spec import Completed, Limits, Pack, Process
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
 
+_KILL = signal.SIGKILL
 _FIRST = datetime.fromtimestamp(0, UTC)
 
 
@@ -96,7 +100,7 @@ class Container:
     def pid(self) -> int | None:
         """The host's process id of its init while it runs."""
         state = self._state
-        return int(state.facts["pid"]) if state.status == "running" else None
+        return int(state.facts["pid"]) if state.status in ("running", "paused") else None
 
     @property
     def started(self) -> datetime | None:
@@ -120,8 +124,10 @@ class Container:
     def describe_status(self, now: datetime) -> str:
         """docker's words: `Up 5 minutes`, `Exited (1) 3 seconds ago`, `Created`."""
         status = self.status
-        if status == "running":
-            return f"Up {_ago(now - (self.started or now))}"
+        if status in ("running", "paused"):
+            return f"Up {_ago(now - (self.started or now))}{' (Paused)' if status == 'paused' else ''}"
+        if status == "restarting":
+            return f"Restarting {_ago(now - (self.finished or now))} ago"
         done = self.completed
         if status == "created" or done is None:
             return "Created"
@@ -131,15 +137,20 @@ class Container:
 
     def start(self) -> None:
         """Start it in the background; WrongState when it runs."""
-        self._engine._start_detached(self._record)
+        self._engine._starter.start_detached(self._record)
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Send its stop signal and, `timeout` seconds later, SIGKILL; returns when it has ended."""
+        """Send its stop signal and, `timeout` seconds later, SIGKILL; returns when it has ended, for good."""
+        self._forbid_restart()
+        if self.status == "restarting":
+            self._wait_ended(None)
         if self._signal(self._record.spec.stop_signal) and not self._wait_ended(timeout) and self._signal(signal.SIGKILL):
             self._wait_ended(None)
 
     def kill(self, signal: int = signal.SIGKILL) -> None:
         """Send a signal to its program (SIGKILL ends the whole container); WrongState when it does not run."""
+        if signal in (_KILL, self._record.spec.stop_signal):
+            self._forbid_restart()
         if not self._signal(signal):
             raise WrongState(f"container {self.name}: is not running", wanted="running", actual=self.status)
 
@@ -154,14 +165,54 @@ class Container:
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it with all it wrote; WrongState while it runs, unless `force` ends it first."""
-        if self.status == "running":
+        if self.status in ALIVE:
             if not force:
                 raise WrongState(
                     f"container {self.name}: is running", wanted="exited", actual="running", hint="stop it first, or use --force"
                 )
+            self._forbid_restart()
             self._signal(signal.SIGKILL)
             self._wait_ended(None)
-        self._engine._remove_record(self._record)
+        self._engine._starter.remove(self._record)
+
+    def pause(self) -> None:
+        """Stop all its processes where they are; WrongState when it does not run, Unsupported without a freezer."""
+        self._want("running")
+        self._cgroup.freeze()
+
+    def unpause(self) -> None:
+        """Let them go on; WrongState when it is not paused."""
+        self._want("paused")
+        self._cgroup.thaw()
+
+    def rename(self, name: str) -> None:
+        """Give it another name; ContainerError when another container has it."""
+        self._record = self._engine._records.rename(self._record, name)
+        self.name = name
+
+    def update(self, limits: Limits = Limits(), *, restart: tuple[str, int] | None = None) -> None:
+        """Change limits (None: as before), now and for later starts, and the restart policy from the next start on."""
+        given = {field.name: value for field in fields(Limits) if (value := getattr(limits, field.name)) not in (None, ())}
+        if self.status in ("running", "paused"):
+            self._cgroup.update(replace(self._record.spec.limits, **given))
+        spec = replace(self._record.spec, limits=replace(self._record.spec.limits, **given))
+        self._record = self._engine._records.change(self._record, spec, restart or self._record.restart)
+
+    @property
+    def _cgroup(self) -> Cgroup:
+        """Its groups while it runs."""
+        return Cgroup(Plan.from_plain(self._state.facts.get("cgroup") or {"id": self.id}))
+
+    def _want(self, status: Status) -> None:
+        if self.status != status:
+            raise WrongState(f"container {self.name}: is not {status}", wanted=status, actual=self.status)
+
+    def _forbid_restart(self) -> None:
+        """Tell its supervisor that the next end is the last."""
+        try:
+            control.connect(str(self._directory)).close()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return  # it has no restart policy, or does not run
 
     def _signal(self, number: int) -> bool:
         """Through a pidfd, and only while its supervisor lives: the pid cannot have been given away."""
@@ -176,6 +227,8 @@ class Container:
             if not self._engine._records.is_supervised(self.id):
                 return False
             signal.pidfd_send_signal(fd, number)
+            if number in (signal.SIGKILL, self._record.spec.stop_signal) and self.status == "paused":
+                self._cgroup.thaw()  # v1: a frozen process does not even die
         except ProcessLookupError:
             return False
         finally:
@@ -229,6 +282,8 @@ class Container:
         handling: Handling = Handling(),
     ) -> Running:
         """Start one more program inside and stay attached to it."""
+        if self.status == "paused":
+            raise WrongState(f"container {self.name}: is paused", wanted="running", actual="paused", hint=f"sandbox unpause {self.name}")
         pid = self.pid
         if pid is None:
             raise WrongState(
@@ -253,7 +308,7 @@ class Container:
             lines = list(_read_log(log))
             lines = lines[len(lines) - min(tail, len(lines)) :] if tail is not None else lines
             yield from (line for line in lines if line.time >= (since or _FIRST))
-            while follow and self.status == "running":
+            while follow and self.status in ALIVE:
                 # 0.1 s bounds how late a line comes; the end of the container is an event.
                 self._wait_ended(0.1)
                 yield from _read_log(log)
@@ -263,7 +318,7 @@ class Container:
     def stats(self, previous: Stats | None = None) -> Stats:
         """What it uses now; `cpu_percent` is since `previous`. WrongState when it does not run."""
         state = self._state
-        if state.status != "running":
+        if state.status not in ("running", "paused"):
             raise WrongState(f"container {self.name}: is not running", wanted="running", actual=state.status)
         used = cgroup.read(dict(state.facts["report"]))
         now = time.monotonic()
@@ -295,38 +350,44 @@ class Container:
 
     def commit(self, tag: str | None = None, *, message: str = "", author: str = "", changes: Sequence[str] = ()) -> Image:
         """Make an image of what it has become; `changes` are Dockerfile instructions such as `CMD ["x"]`."""
-        return self._engine._commit(self._record, self._state, tag, message=message, author=author, changes=changes)
+        from sandbox.committing import Words, commit  # the whole Dockerfile language, for what is rarely asked
+
+        words = Words(message, author, changes)
+        return commit(self._engine.root, self._engine._store, self._record, self._state, tag, words)
 
     def copy_out(self, path: str) -> bytes:
-        """A tar of the file or directory, as `docker cp CONTAINER:PATH -` gives."""
-        return trees.pack(*self._tree_at(path))
+        """A tar of the file or directory, as `docker cp CONTAINER:PATH -` gives; in memory (see `write_tar`)."""
+        out = io.BytesIO()
+        self.write_tar(path, out)
+        return out.getvalue()
+
+    def write_tar(self, path: str, out: IO[bytes], *, follow: bool = False, shallow: bool = False) -> None:
+        """Write a tar of the file or directory while it is read, as the container sees it, volumes included: what it was asked for
+        first. `follow`: of what the path leads to when it is a link; `shallow`: that first entry only. ContainerError."""
+        self._pack(Pack(posixpath.join("/", path), follow=follow, shallow=shallow), out)
 
     def export(self, target: str | Path | IO[bytes]) -> None:
         """Write its whole file system as a tar, without volumes; a file appears whole or not at all."""
-        whole = Tree((*self._record.spec.rootfs.lowers, str(self._upper)))
+        wanted = Pack("/", whole=True, skip=tuple(self._state.facts.get("stubs", [])))
         if not isinstance(target, str | Path):
-            trees.write_tar(whole, "/", target)
+            self._pack(wanted, target)
             return
         temporary = Path(f"{target}.{os.getpid()}.part")
         try:
             with temporary.open("wb") as out:
-                trees.write_tar(whole, "/", out)
+                self._pack(wanted, out)
             temporary.rename(target)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _tree_at(self, path: str) -> tuple[Tree, str]:
-        """The tree that holds this path: a volume's, else the container's root."""
-        whole = Tree((*self._record.spec.rootfs.lowers, str(self._upper)))
-        real = whole.resolve(path)
-        for mount in sorted(self._record.spec.mounts, key=lambda mount: -len(mount.target)):
-            if mount.kind == "bind" and (real == mount.target or real.startswith(mount.target + "/")) and os.path.isdir(mount.source):
-                return Tree((mount.source,)), real[len(mount.target) :] or "/"
-        return whole, real
+    def _pack(self, wanted: Pack, out: IO[bytes]) -> None:
+        if self.status == "paused":  # what joins it would be paused as well
+            raise WrongState(f"container {self.name}: is paused", wanted="running", actual="paused", hint=f"sandbox unpause {self.name}")
+        self._engine._starter.pack(self._record, self._state, wanted, out)
 
     def copy_in(self, path: str, tar: bytes) -> None:
         """Unpack a tar below the directory `path` of the container; nothing can land outside of it."""
-        self._engine._unpack(self._record, self._state, path, tar)
+        self._engine._starter.unpack(self._record, self._state, path, tar)
 
     def inspect(self) -> dict[str, object]:
         """docker inspect's shape."""
@@ -339,7 +400,9 @@ class Container:
             "Args": list(self.command[1:]),
             "State": {
                 "Status": state.status,
-                "Running": state.status == "running",
+                "Running": state.status in ALIVE,
+                "Paused": state.status == "paused",
+                "Restarting": state.status == "restarting",
                 "OOMKilled": bool(done and done.why == "oom"),
                 "Pid": self.pid or 0,
                 "ExitCode": done.exit_code if done else 0,
@@ -349,10 +412,12 @@ class Container:
             },
             "Image": self.image_id,
             "Name": f"/{self.name}",
+            "RestartCount": int(state.facts.get("restarts", 0)),
             "LogPath": str(self._directory / "log.json"),
             "HostConfig": {
                 "NetworkMode": spec.network,
                 "AutoRemove": self._record.auto_remove,
+                "RestartPolicy": {"Name": self._record.restart[0], "MaximumRetryCount": self._record.restart[1]},
                 "ReadonlyRootfs": spec.read_only,
                 "Memory": spec.limits.memory or 0,
                 "MemorySwap": spec.limits.memory_swap or 0,

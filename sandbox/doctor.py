@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from sandbox.runtime import cgroups
+from sandbox.runtime.init import files
 from sandbox.runtime.spec import Limits
 
 _PACKAGES = str(Path(__file__).resolve().parents[1])
@@ -177,7 +178,6 @@ def _system() -> Check:
 
 
 def _try(probe: _Probe, root: Path) -> Check:
-    import shutil
     import tempfile
 
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def _try(probe: _Probe, root: Path) -> Check:
         command = [sys.executable, "-SI", "-c", _PRELUDE, _PACKAGES, scratch, probe.code]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, env={}, check=False)
     finally:
-        shutil.rmtree(scratch)
+        files.remove_tree(scratch)
     said = (done.stdout or done.stderr).strip().splitlines()
     return Check(
         probe.name,

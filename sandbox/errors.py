@@ -27,6 +27,10 @@ class InvalidOption(InvalidInput):
     """A flag or option value that cannot be parsed or contradicts another."""
 
 
+class InvalidBundle(InvalidInput):
+    """A config.json that does not follow the OCI runtime specification, or asks for what this runtime does not have."""
+
+
 class DockerfileError(InvalidInput):
     """A Dockerfile that cannot be parsed; `span` (line numbers, 1-based) says where, `excerpt` shows the lines with a caret."""
 

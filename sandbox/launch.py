@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from sandbox.errors import InvalidOption, Unsupported
 from sandbox.oci import RunConfig
 from sandbox.options import RunOptions, parse_signal
-from sandbox.runtime.spec import Limits, Process
+from sandbox.runtime.security.kernel_files import check_sysctls
+from sandbox.runtime.spec import Device, Limits, Process, Rate
 
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _LEAST_MEMORY = 6 << 20
@@ -83,7 +86,7 @@ def _parse_env_file(path: str, text: str, environ: Mapping[str, str]) -> dict[st
     return env
 
 
-def make_limits(options: RunOptions) -> Limits:
+def make_limits(options: RunOptions, device_number: Callable[[str], str]) -> Limits:
     """The limits asked for; InvalidOption for what contradicts itself."""
     if options.memory is not None and options.memory < _LEAST_MEMORY:
         raise InvalidOption("--memory: at least 6m, or the container cannot start")
@@ -95,10 +98,90 @@ def make_limits(options: RunOptions) -> Limits:
     return Limits(
         memory=options.memory,
         memory_swap=options.memory_swap,
+        memory_reservation=options.memory_reservation,
+        memory_swappiness=options.memory_swappiness if options.memory_swappiness != -1 else None,
         cpus=options.cpus,
+        cpu_shares=options.cpu_shares or None,
         cpuset_cpus=options.cpuset_cpus,
+        cpuset_mems=options.cpuset_mems,
         pids=pids if pids and pids > 0 else None,
+        blkio_weight=options.blkio_weight or None,
+        io=tuple(_rates(options, device_number)),
     )
+
+
+def _rates(options: RunOptions, device_number: Callable[[str], str]) -> Iterator[Rate]:
+    for path, rate in options.device_read_bps:
+        yield Rate("read_bps", device_number(path), rate)
+    for path, rate in options.device_write_bps:
+        yield Rate("write_bps", device_number(path), rate)
+    for path, rate in options.device_read_iops:
+        yield Rate("read_iops", device_number(path), rate)
+    for path, rate in options.device_write_iops:
+        yield Rate("write_iops", device_number(path), rate)
+
+
+def block_device_number(path: str) -> str:
+    """A block device as major:minor; InvalidOption when it is none."""
+    try:
+        found = os.stat(path)
+    except OSError as err:
+        raise InvalidOption(f"{path}: {(err.strerror or str(err)).lower()}") from err
+    if not stat.S_ISBLK(found.st_mode):
+        raise InvalidOption(f"{path}: not a block device")
+    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+
+
+def make_seccomp(options: RunOptions, read: Callable[[str], str]) -> str:
+    """--security-opt seccomp: default, unconfined, or the text of the profile. Raises for options that nothing here answers to."""
+    chosen = "default"
+    for name, value in options.security_opt:
+        if name == "seccomp":
+            chosen = value if value in ("unconfined", "builtin", "default") else read(value)
+        elif (name, value) not in _SECURITY_OPTS:
+            what = f"--security-opt {name}={value}" if value else f"--security-opt {name}"
+            raise Unsupported(f"{what}: not offered", feature=name, hint="seccomp=FILE, seccomp=unconfined, no-new-privileges")
+    return "default" if chosen == "builtin" else chosen
+
+
+_SECURITY_OPTS = {
+    *(("no-new-privileges", value) for value in ("", "true", "false")),
+    ("apparmor", "unconfined"),  # what we do not use is off already
+    ("label", "disable"),
+}
+
+
+def make_no_new_privileges(options: RunOptions) -> bool:
+    """On, unless --security-opt no-new-privileges=false."""
+    return ("no-new-privileges", "false") not in options.security_opt
+
+
+def make_sysctls(options: RunOptions) -> tuple[tuple[str, str], ...]:
+    """--sysctl; InvalidOption for what is not the container's own."""
+    check_sysctls(options.sysctl, own_network=options.network != "host")
+    return options.sysctl
+
+
+def make_oom_score_adj(options: RunOptions) -> int | None:
+    """--oom-score-adj; InvalidOption outside of Linux' range."""
+    if options.oom_score_adj is not None and not -1000 <= options.oom_score_adj <= 1000:
+        raise InvalidOption(f"--oom-score-adj {options.oom_score_adj}: must be from -1000 to 1000")
+    return options.oom_score_adj
+
+
+def make_devices(options: RunOptions) -> tuple[Device, ...]:
+    """--device; InvalidOption for what is no device."""
+    return tuple(Device(source, target) for source, target in options.device if _is_device(source))
+
+
+def _is_device(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as err:
+        raise InvalidOption(f"--device {path}: {(err.strerror or str(err)).lower()}") from err
+    if not (stat.S_ISBLK(mode) or stat.S_ISCHR(mode)):
+        raise InvalidOption(f"--device {path}: not a device")
+    return True
 
 
 def make_network(options: RunOptions) -> Literal["none", "host"]:
@@ -106,6 +189,14 @@ def make_network(options: RunOptions) -> Literal["none", "host"]:
     if options.network == "bridge":
         raise Unsupported("network bridge: not there yet", feature="bridge", hint="use --network none or --network host")
     return "host" if options.network == "host" else "none"
+
+
+def make_restart(options: RunOptions) -> tuple[str, int]:
+    """--restart; a container that is removed at its end has none to come back."""
+    restart = options.restart or ("no", 0)
+    if options.rm and restart[0] != "no":
+        raise InvalidOption("--restart and --rm: contradict each other")
+    return restart
 
 
 def make_labels(config: RunConfig, options: RunOptions) -> dict[str, str]:

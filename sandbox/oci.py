@@ -7,6 +7,7 @@ re-encoded JSON. Decoders are built at import: msgspec crashes when two threads 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
 LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 LAYER_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
+# docker's own, from before (docs.docker.com "image manifest v2, schema 2"): the same documents under other names.
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -82,6 +87,18 @@ class Descriptor(msgspec.Struct, rename="camel", omit_defaults=True):
     platform: Platform | None = None
 
 
+_OCI_LAYERS = {
+    "application/vnd.docker.image.rootfs.diff.tar": LAYER_TAR,
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": LAYER_GZIP,
+    "application/vnd.docker.image.rootfs.diff.tar.zstd": LAYER_ZSTD,
+}
+
+
+def oci_layer(layer: Descriptor) -> Descriptor:
+    """The same layer by OCI's name of its kind: an OCI manifest lists no others."""
+    return msgspec.structs.replace(layer, media_type=_OCI_LAYERS.get(layer.media_type, layer.media_type))
+
+
 class Manifest(msgspec.Struct, rename="camel", kw_only=True, omit_defaults=True):
     """image-spec manifest.md."""
 
@@ -110,6 +127,15 @@ class Healthcheck(msgspec.Struct, rename="pascal", omit_defaults=True):
     start_period: int = 0
     start_interval: int = 0
     retries: int = 0
+
+
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+def machine() -> str:
+    """This machine's processor, as OCI (Go) calls it."""
+    name = os.uname().machine
+    return _MACHINES.get(name, name)
 
 
 class RunConfig(msgspec.Struct, omit_defaults=True):
@@ -158,6 +184,14 @@ class ImageConfig(msgspec.Struct, kw_only=True, omit_defaults=True):
     config: RunConfig = msgspec.field(default_factory=RunConfig)
     rootfs: RootFS
     history: list[History] = msgspec.field(default_factory=list)
+    cache: str | None = msgspec.field(default=None, name="sandbox.cache.v1")
+    """What `--cache-to type=inline` keeps: the steps that led to the layers (sandbox.build.cachesources)."""
+
+
+def whole_history(config: ImageConfig) -> list[History]:
+    """The history with one entry a layer that it does not tell of, as BuildKit adds them: what is built on top then fits its layers."""
+    told = sum(not step.empty_layer for step in config.history)
+    return [*config.history, *(History(comment="not told by the base image") for _ in config.rootfs.diff_ids[told:])]
 
 
 T = TypeVar("T")

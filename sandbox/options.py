@@ -66,12 +66,105 @@ def parse_pids(text: str) -> int:
         raise InvalidOption(f"{text!r}: not a whole number") from err
 
 
+_ULIMITS = frozenset(
+    {
+        "as", "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending",
+        "stack",
+    }
+)  # fmt: skip
+
+
+def parse_jobs(text: str) -> int:
+    """A whole number of jobs, at least 1."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
+        raise InvalidOption(f"{text!r}: not a number of jobs")
+    return int(text)
+
+
+def parse_seconds(text: str) -> int:
+    """Whole seconds since 1970."""
+    if not (text.isascii() and text.isdigit() and len(text) < 12):
+        raise InvalidOption(f"{text!r}: not a number of seconds since 1970")
+    return int(text)
+
+
 def parse_ulimit(text: str) -> tuple[str, int, int]:
     """`nofile=1024[:2048]` as (name, soft, hard)."""
     match = re.fullmatch(r"([a-z]+)=(-?\d+)(?::(-?\d+))?", text)
     if not match:
         raise InvalidOption(f"ulimit {text!r}: not of the form name=soft[:hard]")
-    return match[1], int(match[2]), int(match[3] or match[2])
+    name, soft, hard = match[1], int(match[2]), int(match[3] or match[2])
+    if name not in _ULIMITS:
+        raise InvalidOption(f"ulimit {name}: not known", hint=f"setrlimit(2) has {', '.join(sorted(_ULIMITS))}")
+    if hard != -1 and (soft > hard or soft == -1):
+        raise InvalidOption(f"ulimit {text!r}: the soft limit is above the hard one")
+    return name, soft, hard
+
+
+def parse_whole(text: str) -> int:
+    """A whole number, also a negative one."""
+    if not re.fullmatch(r"[+-]?\d{1,18}", text.strip()):
+        raise InvalidOption(f"{text!r}: not a whole number")
+    return int(text)
+
+
+def parse_capability(text: str) -> str:
+    """`net_admin`, `CAP_NET_ADMIN` or ALL, without its CAP_; whether Linux has it is looked up later."""
+    name = text.upper().removeprefix("CAP_")
+    if not re.fullmatch(r"[A-Z_]+", name):
+        raise InvalidOption(f"capability {text!r}: not a name")
+    return name
+
+
+def parse_security_opt(text: str) -> tuple[str, str]:
+    """docker's `NAME`, `NAME=VALUE` or `NAME:VALUE` as (name, value)."""
+    match = re.fullmatch(r"([a-z-]+)(?:[=:](.*))?", text, re.DOTALL)
+    if not match:
+        raise InvalidOption(f"--security-opt {text!r}: not of the form NAME=VALUE")
+    return match[1], match[2] or ""
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """`NAME=VALUE`."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise InvalidOption(f"{text!r}: not of the form NAME=VALUE")
+    return name, value
+
+
+def parse_device(text: str) -> tuple[str, str]:
+    """docker's `/dev/x[:/dev/y[:rwm]]` as (path here, path inside). Fewer permissions than rw cannot be held: Linux' device
+    controller does not reach into a user namespace's mounts."""
+    parts = text.split(":")
+    if len(parts) > 3 or not all(part for part in parts) or not parts[0].startswith("/"):
+        raise InvalidOption(f"--device {text!r}: not of the form /dev/x[:/dev/y[:rwm]]")
+    inside, permissions = (parts[1] if len(parts) > 1 else parts[0]), (parts[2] if len(parts) > 2 else "rwm")
+    if not inside.startswith("/"):
+        inside, permissions = parts[0], inside  # docker's short form /dev/x:rw
+    if not set("rw") <= set(permissions) <= set("rwm"):
+        raise InvalidOption(f"--device {text!r}: permissions {permissions} cannot be enforced", hint="rw and rwm can")
+    return parts[0], inside
+
+
+def parse_rate(text: str) -> tuple[str, int]:
+    """`/dev/sda:1mb` as (path, bytes or operations a second)."""
+    path, colon, rate = text.rpartition(":")
+    if not colon or not path.startswith("/"):
+        raise InvalidOption(f"rate {text!r}: not of the form /dev/x:NUMBER")
+    return path, parse_size(rate)
+
+
+def parse_storage_opt(text: str) -> int:
+    """`size=10g` in bytes; no other option is known."""
+    name, _, size = text.partition("=")
+    if name != "size":
+        raise InvalidOption(f"--storage-opt {text!r}: not known", hint="write size=10g")
+    return parse_size(size)
+
+
+def parse_kernel_memory(text: str) -> int:
+    """Never taken."""
+    raise InvalidOption(f"--kernel-memory {text}: Linux has no such limit any more (5.4)", hint="--memory counts Linux' own memory as well")
 
 
 def parse_env_file(text: str, name: str = "env file") -> tuple[str, ...]:
@@ -104,6 +197,14 @@ def with_environment(entries: Iterable[str], environ: Mapping[str, str]) -> tupl
         elif name in environ:
             made.append(f"{name}={environ[name]}")
     return tuple(made)
+
+
+def parse_restart(text: str) -> tuple[str, int]:
+    """docker's `no`, `always`, `unless-stopped`, `on-failure[:N]` as (policy, most restarts; 0: without end)."""
+    match = re.fullmatch(r"(no|always|unless-stopped)|(on-failure)(?::(\d+))?", text)
+    if not match:
+        raise InvalidOption(f"restart policy {text!r}: not known", hint="no, on-failure[:N], always or unless-stopped")
+    return match[1] or match[2], int(match[3] or 0)
 
 
 def parse_choice(*choices: str) -> Callable[[str], str]:
@@ -150,8 +251,18 @@ class RunOptions:
     user: str | None = None
     memory: int | None = None
     memory_swap: int | None = None
+    memory_reservation: int | None = None
+    memory_swappiness: int | None = None
+    kernel_memory: int | None = None
     cpus: float | None = None
+    cpu_shares: int | None = None
     cpuset_cpus: str | None = None
+    cpuset_mems: str | None = None
+    blkio_weight: int | None = None
+    device_read_bps: tuple[tuple[str, int], ...] = ()
+    device_write_bps: tuple[tuple[str, int], ...] = ()
+    device_read_iops: tuple[tuple[str, int], ...] = ()
+    device_write_iops: tuple[tuple[str, int], ...] = ()
     pids_limit: int | None = None
     read_only: bool = False
     tmpfs: tuple[str, ...] = ()
@@ -160,6 +271,14 @@ class RunOptions:
     ulimit: tuple[tuple[str, int, int], ...] = ()
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
+    security_opt: tuple[tuple[str, str], ...] = ()
+    privileged: bool = False
+    device: tuple[tuple[str, str], ...] = ()
+    sysctl: tuple[tuple[str, str], ...] = ()
+    oom_score_adj: int | None = None
+    init: bool = False
+    storage_opt: int | None = None
+    output_limit: int | None = None
     label: tuple[str, ...] = ()
     stop_signal: int | None = None
     network: str = "none"
@@ -167,7 +286,9 @@ class RunOptions:
     add_host: tuple[str, ...] = ()
     shm_size: int = 64 << 20
     timeout: float | None = None
+    restart: tuple[str, int] | None = None
     allow_unenforced: bool = False
+    pull: str | None = None
 
 
 RUN: tuple[Option, ...] = (
@@ -183,22 +304,50 @@ RUN: tuple[Option, ...] = (
     Option(("-u", "--user"), "user", "user inside, by name or number", "USER[:GROUP]"),
     Option(("-m", "--memory"), "memory", "memory limit", "BYTES", parse_size),
     Option(("--memory-swap",), "memory_swap", "memory and swap together, -1 for unlimited swap", "BYTES", parse_size),
+    Option(("--memory-reservation",), "memory_reservation", "memory to leave it when the host runs short", "BYTES", parse_size),
+    Option(("--memory-swappiness",), "memory_swappiness", "how readily it is swapped, 0 to 100 (cgroup v1)", "N", parse_whole),
+    Option(("--kernel-memory",), "kernel_memory", "refused: Linux has it no more", "BYTES", parse_kernel_memory),
     Option(("--cpus",), "cpus", "number of CPUs, e.g. 1.5", "N", parse_positive),
+    Option(("-c", "--cpu-shares"), "cpu_shares", "share of the CPUs when they are busy, 1024 is usual", "N", parse_whole),
     Option(("--cpuset-cpus",), "cpuset_cpus", "CPUs to run on, e.g. 0-1", "LIST"),
+    Option(("--cpuset-mems",), "cpuset_mems", "memory nodes to use, e.g. 0", "LIST"),
+    Option(("--blkio-weight",), "blkio_weight", "share of block I/O when it is busy, 10 to 1000", "N", parse_whole),
+    Option(("--device-read-bps",), "device_read_bps", "limit of reading from a device", "DEVICE:BYTES", parse_rate, repeat=True),
+    Option(("--device-write-bps",), "device_write_bps", "limit of writing to a device", "DEVICE:BYTES", parse_rate, repeat=True),
+    Option(("--device-read-iops",), "device_read_iops", "limit of reads from a device a second", "DEVICE:N", parse_rate, repeat=True),
+    Option(("--device-write-iops",), "device_write_iops", "limit of writes to a device a second", "DEVICE:N", parse_rate, repeat=True),
     Option(("--pids-limit",), "pids_limit", "limit of processes, 0 for unlimited", "N", parse_pids),
     Option(("--read-only",), "read_only", "mount the root file system read-only", convert=None),
     Option(("--tmpfs",), "tmpfs", "mount a tmpfs", "DIR[:OPTIONS]", repeat=True),
     Option(("--entrypoint",), "entrypoint", "replace the image's entrypoint", "PROGRAM"),
     Option(("-h", "--hostname"), "hostname", "host name inside", "NAME"),
     Option(("--ulimit",), "ulimit", "resource limit", "NAME=SOFT[:HARD]", parse_ulimit, repeat=True),
-    Option(("--cap-add",), "cap_add", "add a capability", "CAP", repeat=True),
-    Option(("--cap-drop",), "cap_drop", "drop a capability (or ALL)", "CAP", repeat=True),
+    Option(("--cap-add",), "cap_add", "add a capability (or ALL)", "CAP", parse_capability, repeat=True),
+    Option(("--cap-drop",), "cap_drop", "drop a capability (or ALL)", "CAP", parse_capability, repeat=True),
+    Option(
+        ("--security-opt",), "security_opt", "seccomp=FILE|unconfined, no-new-privileges[=false]", "OPTION", parse_security_opt, repeat=True
+    ),
+    Option(("--privileged",), "privileged", "every capability and path, inside its user namespace", convert=None),
+    Option(("--device",), "device", "give it a device of the host", "SRC[:DST[:rwm]]", parse_device, repeat=True),
+    Option(("--sysctl",), "sysctl", "set a kernel setting of its own namespaces", "NAME=VALUE", parse_pair, repeat=True),
+    Option(("--oom-score-adj",), "oom_score_adj", "how early it is killed when the host is out of memory", "N", parse_whole),
+    Option(("--init",), "init", "run our init as its first process (always so)", convert=None),
+    Option(("--storage-opt",), "storage_opt", "size=BYTES: stop it when it has written more to its root", "size=BYTES", parse_storage_opt),
+    Option(("--output-limit",), "output_limit", "stop it when it has printed more", "BYTES", parse_size),
     Option(("-l", "--label"), "label", "set a label on the container", "KEY=VALUE", repeat=True),
     Option(("--stop-signal",), "stop_signal", "signal that stops it", "SIGNAL", parse_signal),
     Option(("--network", "--net"), "network", "none (loopback only) or host", "MODE", parse_choice("none", "host", "bridge")),
     Option(("--userns",), "userns", "private (default) or host", "MODE", parse_choice("private", "host")),
     Option(("--add-host",), "add_host", "add a line to /etc/hosts", "NAME:IP", repeat=True),
     Option(("--shm-size",), "shm_size", "size of /dev/shm", "BYTES", parse_size),
+    Option(("--restart",), "restart", "run it again when it ends: no, on-failure[:N], always, unless-stopped", "POLICY", parse_restart),
+    Option(
+        ("--pull",),
+        "pull",
+        "missing, always, never (else: when missing and its registry named)",
+        "WHEN",
+        parse_choice("missing", "always", "never"),
+    ),
     Option(("--timeout",), "timeout", "stop it after this long", "TIME", parse_duration),
     Option(("--allow-unenforced",), "allow_unenforced", "run although a limit cannot be enforced here", convert=None),
 )
@@ -218,6 +367,26 @@ class BuildOptions:
     network: str = "host"
     progress: str = "auto"
     quiet: bool = False
+    check: bool = False
+    export: tuple[str, ...] = ()
+    metadata_file: str | None = None
+    jobs: int | None = None
+    no_cache_filter: tuple[str, ...] = ()
+    build_context: tuple[str, ...] = ()
+    secret: tuple[str, ...] = ()
+    ssh: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    add_host: tuple[str, ...] = ()
+    shm_size: int | None = None
+    ulimit: tuple[tuple[str, int, int], ...] = ()
+    memory: int | None = None
+    memory_swap: int | None = None
+    cpuset_cpus: str | None = None
+    cgroup_parent: str | None = None
+    platform: str | None = None
+    cache_from: tuple[str, ...] = ()
+    cache_to: tuple[str, ...] = ()
+    timestamp: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # Any: rows a face adds for itself (the magics' -o VAR)
 
 
@@ -230,6 +399,28 @@ BUILD: tuple[Option, ...] = (
     Option(("--pull",), "pull", "ask the registry for a newer base", convert=None),
     Option(("--label",), "label", "set a label on the image", "KEY=VALUE", repeat=True),
     Option(("--network",), "network", "network of RUN steps: host or none", "MODE", parse_choice("host", "none", "default")),
-    Option(("--progress",), "progress", "auto, plain, tty or quiet", "KIND", parse_choice("auto", "plain", "tty", "quiet")),
+    Option(
+        ("--progress",), "progress", "auto, plain, tty, quiet or rawjson", "KIND", parse_choice("auto", "plain", "tty", "quiet", "rawjson")
+    ),
     Option(("-q", "--quiet"), "quiet", "print the image id only", convert=None),
+    Option(("--jobs",), "jobs", "how many steps may run at the same time", "N", parse_jobs),
+    Option(("--no-cache-filter",), "no_cache_filter", "redo the steps of these stages", "STAGE", repeat=True),
+    Option(("--build-context",), "build_context", "a directory, docker-image:// or oci-layout:// by a name", "NAME=PLACE", repeat=True),
+    Option(("--secret",), "secret", "a secret for RUN --mount=type=secret", "id=ID,src=FILE|env=NAME", repeat=True),
+    Option(("--ssh",), "ssh", "an agent's socket or keys for RUN --mount=type=ssh", "default|ID=PATH", repeat=True),
+    Option(("--allow",), "allow", "allow what is not usual (security.insecure)", "WHAT", repeat=True),
+    Option(("--add-host",), "add_host", "add a line to /etc/hosts of RUN steps", "NAME:IP", repeat=True),
+    Option(("--shm-size",), "shm_size", "size of /dev/shm in RUN steps", "BYTES", parse_size),
+    Option(("--ulimit",), "ulimit", "resource limit of RUN steps", "NAME=SOFT[:HARD]", parse_ulimit, repeat=True),
+    Option(("-m", "--memory"), "memory", "memory limit of each RUN step", "BYTES", parse_size),
+    Option(("--memory-swap",), "memory_swap", "memory and swap of each RUN step together", "BYTES", parse_size),
+    Option(("--cpuset-cpus",), "cpuset_cpus", "CPUs for RUN steps, e.g. 0-1", "LIST"),
+    Option(("--cgroup-parent",), "cgroup_parent", "not supported", "GROUP"),
+    Option(("--platform",), "platform", "platform to build for (this machine's only)", "OS/ARCH"),
+    Option(("--cache-from",), "cache_from", "a cache to take steps from", "type=local,src=DIR|NAME", repeat=True),
+    Option(("--cache-to",), "cache_to", "where to keep the steps", "type=inline|local,dest=DIR|NAME", repeat=True),
+    Option(("--timestamp",), "timestamp", "seconds since 1970 that every time is set to", "SECONDS", parse_seconds),
+    Option(("--check",), "check", "check the Dockerfile, build nothing", convert=None),
+    Option(("-o", "--output"), "export", "where the result goes: DIR, - or type=oci|docker|tar|local|image,dest=PATH", "DEST", repeat=True),
+    Option(("--metadata-file",), "metadata_file", "write the image's digests to a file, as JSON", "FILE"),
 )

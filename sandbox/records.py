@@ -19,9 +19,12 @@ import msgspec
 
 from sandbox.errors import ContainerError, ContainerNotFound, InvalidOption
 from sandbox.runtime.init import files
+from sandbox.runtime.plan import REMOVED
 from sandbox.runtime.spec import ContainerSpec
 
-Status = Literal["created", "running", "exited"]
+Status = Literal["created", "running", "paused", "restarting", "exited"]
+ALIVE: frozenset[Status] = frozenset({"running", "paused", "restarting"})
+"""A supervisor has it: it can be stopped, and not removed."""
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _ADJECTIVES = (
@@ -49,6 +52,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     interactive: bool
     ports: list[str]
     spec: ContainerSpec
+    restart: tuple[str, int] = ("no", 0)
 
 
 _RECORD = msgspec.json.Decoder(Record)
@@ -124,6 +128,20 @@ class Records:
         temporary.write_bytes(_ENCODER.encode(record))
         temporary.rename(path)
 
+    def rename(self, record: Record, name: str) -> Record:
+        """Give it another name; ContainerError when another has that, InvalidOption."""
+        renamed = msgspec.structs.replace(record, name=self.claim_name(record.id, name))
+        self.write(renamed)
+        if self._owner(record.name) == record.id and record.name != name:
+            self.name_link(record.name).unlink(missing_ok=True)
+        return renamed
+
+    def change(self, record: Record, spec: ContainerSpec, restart: tuple[str, int]) -> Record:
+        """What `update` changes."""
+        changed = msgspec.structs.replace(record, spec=spec, restart=restart)
+        self.write(changed)
+        return changed
+
     def read(self, container_id: str) -> Record:
         """What was written at creation; ContainerNotFound."""
         try:
@@ -169,27 +187,17 @@ class Records:
         """How it stands now."""
         directory = self.directory(container_id)
         facts = files.read_json(str(directory / "state.json")) or {}
-        if facts.get("status") != "running":
+        if facts.get("status") not in ("running", "restarting"):
             return State("exited" if facts else "created", facts)
         if self.is_supervised(container_id):
-            return State("running", facts)
+            return State("restarting" if facts["status"] == "restarting" else "paused" if _is_frozen(facts) else "running", facts)
         # It may have ended between the two looks.
         facts = files.read_json(str(directory / "state.json")) or {}
-        return State("exited", facts, lost=facts.get("status") == "running")
+        return State("exited", facts, lost=facts.get("status") in ("running", "restarting"))
 
     def is_supervised(self, container_id: str) -> bool:
         """Whether a supervisor lives: only it holds this lock."""
-        try:
-            fd = os.open(self.directory(container_id) / "lock", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        return _is_locked(self.directory(container_id))
 
     def remove(self, container_id: str, names: Sequence[str]) -> None:
         """Remove the directory, then the name; both may be gone already."""
@@ -198,11 +206,41 @@ class Records:
             if self._owner(name) == container_id:
                 self.name_link(name).unlink(missing_ok=True)
 
+    def graves(self) -> list[Path]:
+        """Directories of removed containers whose supervisor was killed before it had deleted them."""
+        place = self._containers.parent / REMOVED
+        return [path for path in place.iterdir() if not _is_locked(path)] if place.is_dir() else []
+
     def stale_names(self) -> list[Path]:
         """Names whose container is gone."""
         if not self._names.is_dir():
             return []
         return [link for link in self._names.iterdir() if not self.directory(os.readlink(link)).is_dir()]
+
+
+def _is_locked(directory: Path) -> bool:
+    try:
+        fd = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _is_frozen(facts: dict[str, Any]) -> bool:
+    """Whether its processes are stopped by the freezer of its cgroup."""
+    switch = (facts.get("cgroup") or {}).get("freezer")
+    if not switch:
+        return False
+    try:
+        return switch[4] in Path(switch[3]).read_text(encoding="ascii").splitlines()
+    except OSError:  # the group is gone: it ends just now
+        return False
 
 
 def _made_up_names() -> Iterator[str]:

@@ -1,17 +1,14 @@
-"""A container's files seen from the host: what changed, a tar of a path, an image's directory copied into a volume; its processes."""
+"""A container's files seen from the host: what changed, an image's directory copied into a volume; its processes."""
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from sandbox.errors import ContainerError
-from sandbox.image.tree import Entry, Tree, is_whiteout
+from sandbox.image.tree import Tree, is_whiteout
 
 Row = TypeVar("Row")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -28,47 +25,6 @@ def changes(upper: Path, lower: Tree) -> Iterator[tuple[Literal["A", "C", "D"], 
                 yield "D", path
             else:
                 yield ("C" if lower.lookup(path) else "A"), path
-
-
-def pack(tree: Tree, path: str) -> bytes:
-    """A tar of `path` with its last name as root, owners by number. ContainerError when there is no such path."""
-    out = io.BytesIO()
-    write_tar(tree, path, out)
-    return out.getvalue()
-
-
-def write_tar(tree: Tree, path: str, out: IO[bytes]) -> None:
-    """The same, written as it is read."""
-    found = tree.lookup(path, follow=True)
-    if found is None:
-        raise ContainerError(f"{path}: no such file or directory in the container")
-    base = found.path.rstrip("/")
-    top = base.rpartition("/")[2]
-    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        for entry in tree.walk(path):
-            _add(tar, (top + entry.path[len(base) :]).lstrip("/") or ".", entry)
-
-
-def _add(tar: tarfile.TarFile, name: str, entry: Entry) -> None:
-    info = tarfile.TarInfo(name)
-    info.mode, info.uid, info.gid, info.mtime = (
-        stat.S_IMODE(entry.stat.st_mode),
-        entry.stat.st_uid,
-        entry.stat.st_gid,
-        int(entry.stat.st_mtime),
-    )
-    if entry.is_dir:
-        info.type = tarfile.DIRTYPE
-    elif entry.is_symlink:
-        info.type, info.linkname = tarfile.SYMTYPE, os.readlink(entry.source)
-    elif not entry.is_file:
-        return  # sockets, fifos and devices do not travel
-    if not entry.is_file:
-        tar.addfile(info)
-        return
-    with open(os.open(entry.source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-        info.size = os.fstat(file.fileno()).st_size
-        tar.addfile(info, file)
 
 
 def populate(tree: Tree, path: str, target: Path) -> None:

@@ -10,14 +10,16 @@ from sandbox.build import instructions as ins
 from sandbox.build.dockerfile import parse
 from sandbox.build.expand import expand
 from sandbox.build.memory import Memory
-from sandbox.build.site import OnOutput, Origin, Site
+from sandbox.build.site import Origin, Site, Started
 from sandbox.build.stages import host
 from sandbox.build.state import empty_state
 from sandbox.build.steps import change_of
+from sandbox.build.stop import Stop
 from sandbox.errors import InvalidOption
 from sandbox.image.store import Store
 from sandbox.oci import RunConfig
-from sandbox.runtime.spec import Completed, ContainerSpec
+from sandbox.runtime.plan import Handling
+from sandbox.runtime.spec import ContainerSpec
 
 _ALLOWED = (
     ins.Cmd,
@@ -36,7 +38,7 @@ _ALLOWED = (
 
 
 class _NoRuntime:
-    def run(self, spec: ContainerSpec, *, stdin: bytes | None = None, on_output: OnOutput | None = None) -> Completed:  # noqa: ARG002
+    def start(self, spec: ContainerSpec, handling: Handling) -> Started:  # noqa: ARG002
         raise AssertionError("a change of the config runs nothing")
 
 
@@ -56,7 +58,8 @@ def apply_changes(store: Store, memory: Memory, config: RunConfig, changes: Sequ
         now=datetime.fromtimestamp(0, UTC),
         origin=_no_origin,
         output=lambda _stream, _data: None,
-        warn=lambda _message: None,
+        tell=lambda _event: None,
+        stop=Stop(),
         new_id=str,
     )
     state = replace(empty_state(host()), run=config)

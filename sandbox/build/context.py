@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from e2b_dockerfile_utils import PatternMatcher
 
 from sandbox.build.globs import expand_glob, is_wild, literal
 from sandbox.errors import BuildError
+from sandbox.image.owners import NOTE
 from sandbox.image.tree import Entry, Tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -26,14 +28,15 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_LINKS = 40
 _IGNORE_LIMIT = 4 << 20
 # overlayfs' own marks must not come in from outside: they would change what a layer means.
-_PRIVATE_XATTRS = ("user.overlay.", "trusted.", "security.selinux", "system.")
+_PRIVATE_XATTRS = ("user.overlay.", NOTE, "trusted.", "security.selinux", "system.")
 
 
 class Source(Protocol):
     """A tree that COPY reads: paths are absolute within it, links resolve within it."""
 
-    keeps_owner: bool
-    """Whether files keep their uid and gid (an image's do, a context's become 0:0)."""
+    @property
+    def keeps_owner(self) -> bool:
+        """Whether files keep their uid and gid (an image's do, a context's become 0:0)."""
 
     def lookup(self, path: str, *, follow: bool = False) -> Entry | None:
         """The entry at this path; links in the way are resolved, the last component only with `follow`."""
@@ -132,30 +135,40 @@ class TreeSource:
         return {name: os.getxattr(entry.source, name, follow_symlinks=False) for name in kept}
 
 
+class _Near(threading.local):
+    """The directory a thread was in last."""
+
+    path: str | None = None
+    fd: int = -1
+
+
 class Context:
     """A build context: the files of a host directory that .dockerignore leaves. A context manager: it holds the directory open.
 
-    `ignore_file` is <Dockerfile>.dockerignore, used instead of the directory's .dockerignore when it exists.
+    `ignore_file` is <Dockerfile>.dockerignore, used instead of the directory's .dockerignore when it exists; without `ignoring`
+    neither is read. Threads may use it at the same time.
     """
 
     keeps_owner = False
 
-    def __init__(self, root: Path, ignore_file: Path | None = None) -> None:
+    def __init__(self, root: Path, ignore_file: Path | None = None, *, ignoring: bool = True) -> None:
         try:
             self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as err:
             raise BuildError(f"build context {root}: {(err.strerror or str(err)).lower()}") from err
-        self._near: tuple[str, int] | None = None
+        self._near = _Near()
+        self._opened: set[int] = set()
         self._matcher: PatternMatcher | None = None
         try:
-            self._matcher = self._read_ignore(ignore_file)
+            self._matcher = self._read_ignore(ignore_file) if ignoring else None
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Let go of the directory."""
-        self._leave()
+        while self._opened:
+            os.close(self._opened.pop())
         os.close(self._fd)
 
     def __enter__(self) -> Self:
@@ -229,7 +242,7 @@ class Context:
     def _directory(self, path: str) -> int:
         """An fd of a directory, kept until another is asked for: a tree is read directory by directory."""
         path = path.rstrip("/")
-        if self._near is None or self._near[0] != path:
+        if self._near.path != path:
             fd = os.open(".", _DIRECTORY, dir_fd=self._fd)
             for name in _split(path):
                 try:
@@ -237,14 +250,12 @@ class Context:
                 finally:
                     os.close(fd)
                 fd = below
-            self._leave()
-            self._near = (path, fd)
-        return self._near[1]
-
-    def _leave(self) -> None:
-        if self._near is not None:
-            os.close(self._near[1])
-            self._near = None
+            if self._near.path is not None:
+                self._opened.remove(self._near.fd)
+                os.close(self._near.fd)
+            self._near.path, self._near.fd = path, fd
+            self._opened.add(fd)
+        return self._near.fd
 
     def _is_visible(self, entry: Entry) -> bool:
         """Whether .dockerignore leaves it; an excluded directory counts as far as a `!` pattern brings back what is in it."""

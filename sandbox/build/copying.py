@@ -11,18 +11,22 @@ import hashlib
 import os
 import posixpath
 import re
+import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from sandbox.build import archives
 from sandbox.build import instructions as ins
 from sandbox.build.accounts import resolve_owner
-from sandbox.build.context import Context, Match, Source, TreeSource, find, kind_of, walk
-from sandbox.build.globs import BadPattern, is_wild
+from sandbox.build.context import Context, Match, Source, TreeSource, kind_of, walk
+from sandbox.build.globs import BadPattern
 from sandbox.build.memory import Memory
 from sandbox.build.modes import parse_mode
+from sandbox.build.remote import Remote, check_flags, is_remote, remote_source
+from sandbox.build.selection import Piece, has_wildcards, narrowed, patterns, select, select_parents
 from sandbox.build.site import Site
 from sandbox.build.state import BuildState, Change
 from sandbox.build.transfer import LayerWriter, Manner
@@ -30,7 +34,7 @@ from sandbox.errors import BuildError, UnsafeLayer
 from sandbox.image.store import Draft
 from sandbox.image.tree import Entry, Tree
 
-_REMOTE = re.compile(r"(https?|ftp|git|ssh)://|git@[\w.-]+:", re.IGNORECASE)
+_NUMERIC = re.compile(r"\d*(:\d*)?")
 
 
 @dataclass(frozen=True)
@@ -43,68 +47,91 @@ class _Job:
     source: Source
     target: str
     into: bool
-    unpack: bool
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether archives of the context are unpacked."""
+        return isinstance(self.instruction, ins.Add) and self.instruction.unpack is not False
 
     @cached_property
-    def matches(self) -> tuple[Match, ...]:
-        """The files named, source by source; looked for once."""
-        return tuple(match for pattern in self.instruction.sources for match in _matches(self, pattern))
+    def found(self) -> tuple[Remote | tuple[Piece, ...], ...]:
+        """What each source names; looked for once."""
+        return tuple(remote_source(text, self.instruction, self.site) or tuple(_pieces(self, text)) for text in self.instruction.sources)
 
     def digests(self) -> tuple[str, ...]:
-        """A digest for each match."""
-        return tuple(content_digest(self.source, match, self.site.memory) for match in self.matches)
+        """A digest for each piece."""
+        memory = self.site.memory
+        digests: list[str] = []
+        for found in self.found:
+            if isinstance(found, Remote):
+                digests += found.inputs
+            else:
+                digests += (content_digest(piece.source, piece.match, memory) for piece in found)
+        return tuple(digests)
 
     def make(self, draft: Draft) -> None:
         """Fill the layer."""
         i, site = self.instruction, self.site
-        writer = LayerWriter(site.store.lowers(self.state.top), draft.upper, site.now_ns, site.warn)
+        lowers = () if i.link else site.store.lowers(self.state.top)
+        writer = LayerWriter(lowers, draft.upper, site.now_ns, site.warn)
         manner = Manner(resolve_owner(writer.tree, i.chown) if i.chown else None, parse_mode(i.chmod) if i.chmod else None)
-        for match in self.matches:
-            if not (self.unpack and self._unpack(writer, match, manner)):
-                writer.copy(self.source, match, self.target, into=self.into, manner=manner)
+        with ExitStack() as opened:
+            for number, found in enumerate(self.found):
+                pieces = self._fetch(found, draft, number, opened) if isinstance(found, Remote) else found
+                for piece in pieces:
+                    if not (piece.unpack and _unpack(piece, writer, self.target, manner)):
+                        writer.copy(piece.source, piece.match, self.target, into=self.into, manner=manner)
         for heredoc in i.heredocs:
             writer.write_file(self.target, heredoc.name, heredoc.content.encode(), into=self.into, manner=manner)
         writer.finish()
 
-    def _unpack(self, writer: LayerWriter, match: Match, manner: Manner) -> bool:
-        """Unpack the match when it is a tar archive, compressed or not; False when it is something else."""
-        if not match.entry.is_file:
-            return False
-        with os.fdopen(self.source.open(match.entry), "rb") as stream:
-            try:
-                return archives.unpack(stream, writer, self.target, manner)
-            except (BuildError, UnsafeLayer) as err:
-                err.args = (f"{match.entry.path[1:]}: {err}",)
-                raise
+    def _fetch(self, remote: Remote, draft: Draft, number: int, opened: ExitStack) -> list[Piece]:
+        """A remote source in a directory of the draft's, less what is excluded."""
+        directory = draft.upper.parent / f"source-{number}"
+        directory.mkdir(mode=0o755)
+        opened.callback(shutil.rmtree, directory)
+        return narrowed(remote.fetch(directory, opened), patterns(self.instruction.excludes))
+
+
+def _unpack(piece: Piece, writer: LayerWriter, target: str, manner: Manner) -> bool:
+    """Unpack the piece when it is a tar archive, compressed or not; False when it is something else."""
+    if not piece.match.entry.is_file:
+        return False
+    with os.fdopen(piece.source.open(piece.match.entry), "rb") as stream:
+        try:
+            return archives.unpack(stream, writer, target, manner)
+        except (BuildError, UnsafeLayer) as err:
+            err.args = (f"{piece.match.name}: {err}",)
+            raise
 
 
 def copy_files(state: BuildState, i: ins.Copy, site: Site) -> Change:
     """COPY. With --from, what is remembered for the origin's chain id and the text spares looking at the files."""
     if i.origin is None:
-        job = _job(state, i, site, _context(i, site), unpack=False)
-        return Change(state, _history("COPY", i), (*_inputs(job), *job.digests()), make=job.make)
+        job = _job(state, i, site, _context(i, site))
+        return Change(state, _history("COPY", i), (*_inputs(job), *job.digests()), make=job.make, linked=i.link)
     origin = site.origin(i.origin)
-    job = _job(state, i, site, TreeSource(origin.tree), unpack=False)
+    job = _job(state, i, site, origin.source)
+    if origin.chain_id is None:  # a directory of the host: like the context
+        return Change(state, _history("COPY", i), (*_inputs(job), *job.digests()), make=job.make, linked=i.link)
     quick = (*_inputs(job), "from", origin.chain_id, *i.sources)
-    return Change(state, _history("COPY", i), quick, lambda: (*_inputs(job), *job.digests()), job.make)
+    return Change(state, _history("COPY", i), quick, lambda: (*_inputs(job), *job.digests()), job.make, linked=i.link)
 
 
 def add_files(state: BuildState, i: ins.Add, site: Site) -> Change:
-    """ADD from the context."""
-    for source in i.sources:
-        if _REMOTE.match(source):
-            raise site.error(f"ADD {source}: remote sources are not supported yet", i, word=source, hint="fetch it in a RUN")
-    job = _job(state, i, site, _context(i, site), unpack=True)
-    return Change(state, _history("ADD", i), (*_inputs(job), *job.digests()), make=job.make)
+    """ADD from the context, from URLs and from git repositories."""
+    check_flags(i, site)
+    job = _job(state, i, site, _context(i, site))
+    return Change(state, _history("ADD", i), (*_inputs(job), *job.digests()), make=job.make, linked=i.link)
 
 
 def _context(i: ins.Files, site: Site) -> Source:
-    if site.context is None and i.sources:
+    if site.context is None and not all(map(is_remote, i.sources)):
         raise site.error("no build context to copy from", i, word=i.sources[0], hint="give a directory to build in")
-    return site.context or TreeSource(Tree(()))  # a heredoc needs nothing of a context
+    return site.context or TreeSource(Tree(()))  # a heredoc or a URL needs nothing of a context
 
 
-def _job(state: BuildState, i: ins.Files, site: Site, source: Source, *, unpack: bool) -> _Job:
+def _job(state: BuildState, i: ins.Files, site: Site, source: Source) -> _Job:
     name = type(i).__name__.upper()
     if not i.destination or not all(i.sources):
         raise site.error(f"{name}: expected a path, got an empty one", i)
@@ -114,35 +141,49 @@ def _job(state: BuildState, i: ins.Files, site: Site, source: Source, *, unpack:
         raise site.error(message, i, word=i.destination, hint=f"write {i.destination}/")
     if i.chmod:
         parse_mode(i.chmod)
-    return _Job(site, state, i, source, posixpath.join(state.workdir, i.destination), into, unpack)
+    if i.link and i.chown and not _NUMERIC.fullmatch(i.chown):
+        hint = "with --link the files are copied into an empty file system, which has no /etc/passwd: write numbers"
+        raise site.error(f"{name}: --chown={i.chown}: not a number", i, word=i.chown, hint=hint)
+    return _Job(site, state, i, source, posixpath.join(state.workdir, i.destination), into)
 
 
 def _inputs(job: _Job) -> tuple[str, ...]:
     """What decides beside the files."""
     i = job.instruction
     heredocs = [part for heredoc in i.heredocs for part in (heredoc.name, heredoc.content)]
-    kind = "add" if job.unpack else "copy"
-    return (kind, job.target, str(job.into), i.chown or "", i.chmod or "", str(len(i.heredocs)), *heredocs)
+    manner = (str(job.into), i.chown or "", i.chmod or "", str(len(i.heredocs)), *heredocs)
+    flags = ("parents",) * (isinstance(i, ins.Copy) and i.parents) + ("link",) * i.link
+    unpack = f"unpack={i.unpack}" if isinstance(i, ins.Add) else ""
+    return (unpack or "copy", job.target, *manner, str(len(i.excludes)), *i.excludes, *flags)
 
 
 def _history(name: str, i: ins.Files) -> str:
+    parents = ["--parents"] if isinstance(i, ins.Copy) and i.parents else []
     flags = [f"--{flag}={value}" for flag, value in (("chown", i.chown), ("chmod", i.chmod)) if value]
-    return " ".join([name, *flags, *i.sources, *(f"<<{heredoc.name}" for heredoc in i.heredocs), i.destination])
+    return " ".join([name, *parents, *flags, *i.sources, *(f"<<{heredoc.name}" for heredoc in i.heredocs), i.destination])
 
 
-def _matches(job: _Job, pattern: str) -> list[Match]:
+def _pieces(job: _Job, pattern: str) -> list[Piece]:
+    """The files of the context, or of --from, that a source names."""
+    i = job.instruction
+    parents = isinstance(i, ins.Copy) and i.parents
     try:
-        found = find(job.source, pattern)
+        found = (select_parents if parents else select)(job.source, pattern, patterns(i.excludes))
     except BadPattern as err:
-        raise job.site.error(str(err), job.instruction, word=pattern) from None
+        raise job.site.error(str(err), i, word=pattern) from None
     except FileNotFoundError as err:
         raise BuildError(f"{str(err.filename).lstrip('/')}: {err.strerror}") from None
-    if found:
-        return found
-    if any(map(is_wild, pattern.split("/"))):
+    if found or _is_there(job, pattern):
+        return [replace(piece, unpack=job.unpacks) for piece in found]
+    if has_wildcards(pattern):
         job.site.warn(f"{pattern}: matches nothing, nothing is copied")  # BuildKit lets it pass: `yarn.lock*` is a common idiom
         return []
     raise _missing(job, pattern)
+
+
+def _is_there(job: _Job, pattern: str) -> bool:
+    """Whether a named file is there and --exclude alone leaves it out."""
+    return bool(job.instruction.excludes) and not has_wildcards(pattern) and bool(select(job.source, pattern, None))
 
 
 def _missing(job: _Job, pattern: str) -> BuildError:

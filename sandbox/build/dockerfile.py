@@ -1,4 +1,4 @@
-"""Text → instructions. The grammar is e2b-dockerfile-utils' port of BuildKit's parser; this is the only module that knows it.
+"""Text → instructions. The grammar is e2b-dockerfile-utils' port of BuildKit's parser (`grammar.py` is around it).
 
 What the library leaves to us: typed instructions, flags checked against their instruction, ONBUILD's inside (with heredocs),
 the parser directives, and errors a person can act on. A new instruction is one class in `instructions.py` and one row here.
@@ -11,159 +11,67 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
-from e2b_dockerfile_utils import (
-    DockerfileAst,
-    DockerfileInstruction,
-    DockerfileSyntaxError,
-    chomp_heredoc_content,
-    parse_dockerfile_ast,
-    parse_heredoc,
-)
+from e2b_dockerfile_utils import DockerfileInstruction, chomp_heredoc_content, parse_heredoc
 
 from sandbox.build import instructions as ins
+from sandbox.build.grammar import check_options_of, directives_of, read_tree, source_of, unwrap_onbuild
+from sandbox.build.mounts import MountError, MountText, read_mount
+from sandbox.build.rules import CheckOptions
 from sandbox.build.source import SourceText, Span, did_you_mean
-from sandbox.errors import DockerfileError
 
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9._-]*")
-_RESERVED_STAGES = ("scratch", "context")
+_NETWORKS = ("none", "host", "default")
+_SECURITY = ("sandbox", "insecure")
 _PLAIN = re.compile(r"(?!\.$)[\w./-]+")  # otherwise it is checked again when its variables are known
-_ONBUILD = re.compile(r"^[ \t]*(ONBUILD)(?=\s)", re.IGNORECASE)
-_DIRECTIVE = re.compile(r"#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*")
-_OUR_FRONTENDS = re.compile(r"(docker\.io/)?docker/dockerfile(-upstream)?(:[\w.-]+)?(@sha256:[0-9a-f]{64})?")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-_LIBRARY_PREFIX = re.compile(r"^(Dockerfile parse error( on line \d+)?: )?(Syntax error - )?")
 
 
 @dataclass(frozen=True)
 class Dockerfile:
     """A parsed Dockerfile. `escape` is its escape character, `directives` the parser directives by lower-case name,
-    `warnings` (message, line) pairs of what is legal but doubtful."""
+    `check` what `# check=` says, `warnings` (message, line) pairs of empty continuation lines."""
 
     source: SourceText
     instructions: tuple[ins.Instruction, ...]
     escape: str = "\\"
     directives: tuple[tuple[str, str], ...] = ()
     warnings: tuple[tuple[str, int], ...] = ()
+    check: CheckOptions = field(default_factory=CheckOptions)
 
 
 def parse(text: str, name: str = "Dockerfile") -> Dockerfile:
     """Parse and check a whole Dockerfile; raises DockerfileError with the line, a caret and what was expected."""
-    source = _source(text, name)
+    source = source_of(text, name)
     instructions, escape, directives, warnings = _parse_all(source)
     _check_order(source, instructions)
-    return Dockerfile(source, instructions, escape, directives, warnings)
+    return Dockerfile(source, instructions, escape, directives, warnings, check_options_of(source, dict(directives).get("check")))
 
 
 def parse_triggers(texts: Iterable[str]) -> tuple[tuple[ins.Instruction, SourceText], ...]:
     """The ONBUILD triggers a base image keeps, each with its own text, in which its span counts; DockerfileError."""
     found: list[tuple[ins.Instruction, SourceText]] = []
     for text in texts:
-        source = _source(text, "ONBUILD trigger of the base image,")
+        source = source_of(text, "ONBUILD trigger of the base image,")
         for instruction in _parse_all(source)[0]:
             _check_trigger(source, instruction)
             found.append((instruction, source))
     return tuple(found)
 
 
-def _source(text: str, name: str) -> SourceText:
-    source = SourceText.of(text, name)
-    for number, line in enumerate(source.lines, 1):
-        if "\0" in line or (not line.isascii() and any("\ud800" <= c <= "\udfff" for c in line)):
-            raise source.error("not text: it holds a NUL or broken UTF-8", Span(number, number), hint="save the file as UTF-8")
-    return source
-
-
 _Parsed = tuple[tuple[ins.Instruction, ...], str, tuple[tuple[str, str], ...], tuple[tuple[str, int], ...]]
 
 
 def _parse_all(source: SourceText) -> _Parsed:
-    directives = _directives(source)
-    text, onbuild_lines = _unwrap_onbuild(source)
-    ast = _ast(text, source)
+    directives = directives_of(source)
+    text, onbuild_lines = unwrap_onbuild(source)
+    ast = read_tree(text, source, _ROWS)
     found = []
     for node in ast.instructions:
         raw = _Raw(source, node, Span(node.start_line, node.end_line), ast.escape_token)
         found.append(_wrap_onbuild(raw) if node.start_line in onbuild_lines else _ROWS[node.name].make(_checked(raw)))
     warnings = tuple((w.message[:1].lower() + w.message[1:], w.line) for w in ast.warnings)
     return tuple(found), ast.escape_token, directives, warnings
-
-
-# -- around the library ------------------------------------------------------------------------------------------------
-
-
-def _ast(text: str, source: SourceText) -> DockerfileAst:
-    try:
-        return parse_dockerfile_ast(text)
-    except DockerfileSyntaxError as err:
-        raise _explained(err, source) from None
-    except (RecursionError, ValueError) as err:
-        # Only a JSON form nested thousands of levels deep gets here: the library's JSON reader is recursive.
-        deepest = max(range(len(source.lines)), key=lambda n: source.lines[n].count("["))
-        reason = str(err) if isinstance(err, ValueError) else "nested too deeply"
-        raise source.error(reason, Span(deepest + 1, deepest + 1), word="[") from None
-
-
-def _explained(err: DockerfileSyntaxError, source: SourceText) -> DockerfileError:
-    """The library's error with our words: which word, what was expected, what was meant."""
-    line = min(err.line or 1, len(source.lines))
-    message = _LIBRARY_PREFIX.sub("", str(err), count=1)
-    span = Span(line, line)
-    if found := re.fullmatch(r"unknown instruction: (.*)", message, re.DOTALL):
-        word = found[1]
-        hint = did_you_mean(word, _ROWS) or "an instruction is one of " + " ".join(_ROWS)
-        return source.error(f"unknown instruction {word}" if word else "expected an instruction", span, word=word, hint=hint)
-    if found := re.search(r'can\'t find = in "(.*)"\. Must', message, re.DOTALL):
-        return source.error(f"expected name=value, got {found[1]}", span, word=found[1], hint="quote a value that holds spaces")
-    if found := re.fullmatch(r"(\w+) must have two arguments", message):
-        return source.error(f"{found[1]}: expected name=value", span, word="")
-    if message == "unterminated heredoc":
-        return source.error("heredoc without an end", span, word="<<", hint="end it with its name alone on a line")
-    if message.startswith("Only strings"):
-        return source.error("expected only strings in the JSON list", span, word="[", hint='quote numbers too: ["sleep", "1"]')
-    return source.error(message, span, word=_directive_value(source, line))
-
-
-def _directive_value(source: SourceText, line: int) -> str | None:
-    found = _DIRECTIVE.fullmatch(source.lines[line - 1].strip()) if source.lines else None
-    return found[2] if found else None
-
-
-def _directives(source: SourceText) -> tuple[tuple[str, str], ...]:
-    """The directives at the top, which the library reads and drops. Another frontend than docker's is refused."""
-    found: dict[str, str] = {}
-    for number, line in enumerate(source.lines, 1):
-        match = _DIRECTIVE.fullmatch(line.strip())
-        if not match or (name := match[1].lower()) not in ("syntax", "escape", "check"):
-            break
-        found.setdefault(name, match[2])
-        if name == "syntax" and not _OUR_FRONTENDS.fullmatch(match[2]):
-            raise source.error(
-                f"syntax {match[2]}: not supported", Span(number, number), word=match[2], hint="only docker/dockerfile is built in"
-            )
-    return tuple(found.items())
-
-
-def _unwrap_onbuild(source: SourceText) -> tuple[str, frozenset[int]]:
-    """Blank the word ONBUILD where it begins an instruction, so that the library parses the trigger with its flags and
-    heredocs (of ONBUILD itself it reads neither). Where an instruction begins, only the library knows: ask it with the text so far."""
-    lines = list(source.lines)
-    starts: set[int] = set()
-    for number, line in enumerate(source.lines, 1):
-        match = _ONBUILD.match(line)
-        if match and _begins_instruction(lines[:number], number):
-            start, end = match.span(1)
-            lines[number - 1] = line[:start] + " " * (end - start) + line[end:]
-            starts.add(number)
-    return "\n".join(lines), frozenset(starts)
-
-
-def _begins_instruction(lines: list[str], number: int) -> bool:
-    try:
-        ast = parse_dockerfile_ast("\n".join(lines))
-    except (ValueError, RecursionError):
-        return False  # inside a heredoc, or broken before: the parse of the whole text will tell
-    return bool(ast.instructions) and ast.instructions[-1].start_line == number
 
 
 # -- one instruction ---------------------------------------------------------------------------------------------------
@@ -178,6 +86,7 @@ class _Raw:
     span: Span
     escape: str
     flags: Mapping[str, str | None] = field(default_factory=dict)
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -201,6 +110,10 @@ class _Raw:
             self.fail(f"expected {what}", word="")
         return tuple(self.args)
 
+    def is_on(self, name: str) -> bool | None:
+        """A switch: None when it is not given."""
+        return self.flags[name] in (None, "true") if name in self.flags else None
+
     def single(self, what: str) -> str:
         """The rest of the line as one argument."""
         return self.some(what)[0]
@@ -208,19 +121,19 @@ class _Raw:
 
 @dataclass(frozen=True)
 class _Flag:
-    """A flag of one instruction. `reason`: why it cannot be used (yet); `switch`: takes no value or true/false."""
+    """A flag of one instruction. `reason`: why it cannot be used; `switch`: takes no value or true/false; `repeat`: it may
+    be given more than once, and is one of `_Raw.lists`."""
 
     reason: str | None = None
     switch: bool = False
-
-
-_LATER = "not supported yet"
+    repeat: bool = False
 
 
 def _checked(raw: _Raw) -> _Raw:
     """The flags against the instruction's row."""
     known = _ROWS[raw.name].flags
     flags: dict[str, str | None] = {}
+    lists: dict[str, tuple[str, ...]] = {}
     for word in raw.node.flags:
         name, equals, value = word.removeprefix("--").partition("=")
         flag = known.get(name)
@@ -231,10 +144,15 @@ def _checked(raw: _Raw) -> _Raw:
             raw.fail(f"{shown}: {flag.reason}", word=shown)
         if not equals and not flag.switch:
             raw.fail(f"{shown}: expected a value", word=shown, hint=f"write {shown}=VALUE")
-        if name in flags:
+        if flag.switch and equals and value not in ("true", "false"):
+            raw.fail(f"{shown}={value}: expected true or false", word=value or shown)
+        if flag.repeat:
+            lists[name] = (*lists.get(name, ()), value)
+        elif name in flags:
             raw.fail(f"{shown}: given twice", word=shown)
-        flags[name] = value if equals else None
-    return replace(raw, flags=flags)
+        else:
+            flags[name] = value if equals else None
+    return replace(raw, flags=flags, lists=lists)
 
 
 def _unknown_flag(raw: _Raw, name: str) -> NoReturn:
@@ -271,8 +189,6 @@ def _from(raw: _Raw) -> ins.From:
     name = words[2].lower() if len(words) == 3 else None
     if name is not None and not _STAGE_NAME.fullmatch(name):
         raw.fail(f"stage name {words[2]}: expected a letter, then letters, digits, . _ -", word=words[2])
-    if name in _RESERVED_STAGES:
-        raw.fail(f"stage name {words[2]}: reserved", word=words[2])
     return ins.From(raw.span, raw.text, words[0], name, raw.flags.get("platform"))
 
 
@@ -282,18 +198,25 @@ def _command(raw: _Raw, args: list[str]) -> ins.Command:
 
 def _run(raw: _Raw) -> ins.Run:
     network = raw.flags.get("network") or "default"
-    if network not in ("none", "host", "default"):
-        raw.fail(f"--network={network}: expected none, host or default", word=network)
-    if raw.flags.get("security") not in (None, "sandbox"):
-        raw.fail(f"--security={raw.flags['security']}: not supported", word="--security", hint="only sandbox is")
+    if network not in _NETWORKS:
+        raw.fail(f"--network={network}: expected none, host or default", word=network, hint=did_you_mean(network, _NETWORKS))
+    security = raw.flags.get("security") or "sandbox"
+    if security not in _SECURITY:
+        raw.fail(f"--security={security}: expected sandbox or insecure", word=security, hint=did_you_mean(security, _SECURITY))
+    mounts = tuple(_mount(raw, text) for text in raw.lists.get("mount", ()))
     raw.some("a command")
-    return ins.Run(raw.span, raw.text, _command(raw, raw.args), _heredocs(raw), network)
+    return ins.Run(raw.span, raw.text, _command(raw, raw.args), _heredocs(raw), network, security, mounts)
+
+
+def _mount(raw: _Raw, text: str) -> MountText:
+    try:
+        return read_mount(text)
+    except MountError as err:
+        raw.fail(f"--mount: {err}", word=err.word, hint=err.hint)
 
 
 def _heredocs(raw: _Raw) -> tuple[ins.Heredoc, ...]:
-    return tuple(
-        ins.Heredoc(h.name, chomp_heredoc_content(h.content) if h.chomp else h.content, h.expand) for h in raw.node.heredocs
-    )
+    return tuple(ins.Heredoc(h.name, chomp_heredoc_content(h.content) if h.chomp else h.content, h.expand) for h in raw.node.heredocs)
 
 
 _Files = tuple[tuple[str, ...], str, tuple[ins.Heredoc, ...]]
@@ -324,18 +247,21 @@ def _copy(raw: _Raw) -> ins.Copy:
     sources, destination, heredocs = _files(raw)
     origin = raw.flags.get("from")
     if origin is not None and "$" in origin:
-        raw.fail(
-            "--from: variables are not expanded here", word=origin, hint="name a stage with FROM, where they are, and copy from it"
-        )
+        raw.fail("--from: variables are not expanded here", word=origin, hint="name a stage with FROM, where they are, and copy from it")
     if origin is not None and heredocs:
         raw.fail("--from: a heredoc comes from no stage", word="--from")
-    owner = raw.flags.get("chown"), raw.flags.get("chmod")
-    return ins.Copy(raw.span, raw.text, sources, destination, heredocs, *owner, origin or None)
+    return ins.Copy(raw.span, raw.text, sources, destination, heredocs, *_manner(raw), origin or None, raw.is_on("parents") or False)
 
 
 def _add(raw: _Raw) -> ins.Add:
     sources, destination, heredocs = _files(raw)
-    return ins.Add(raw.span, raw.text, sources, destination, heredocs, raw.flags.get("chown"), raw.flags.get("chmod"))
+    switches = raw.is_on("keep-git-dir"), raw.is_on("unpack")
+    return ins.Add(raw.span, raw.text, sources, destination, heredocs, *_manner(raw), raw.flags.get("checksum"), *switches)
+
+
+def _manner(raw: _Raw) -> tuple[str | None, str | None, bool, tuple[str, ...]]:
+    """--chown, --chmod, --link and --exclude."""
+    return raw.flags.get("chown"), raw.flags.get("chmod"), raw.is_on("link") or False, raw.lists.get("exclude", ())
 
 
 def _pairs(raw: _Raw) -> tuple[tuple[str, str], ...]:
@@ -346,6 +272,10 @@ def _pairs(raw: _Raw) -> tuple[tuple[str, str], ...]:
         if not name:
             raw.fail("expected a name before =", word="=")
     return pairs
+
+
+def _is_legacy(raw: _Raw) -> bool:
+    return raw.args[2] == ""
 
 
 def _arg(raw: _Raw) -> ins.Arg:
@@ -418,7 +348,7 @@ def _duration(raw: _Raw, name: str) -> int:
 
 
 def _onbuild_alone(raw: _Raw) -> NoReturn:
-    """`_unwrap_onbuild` has taken every ONBUILD that has something after it."""
+    """`unwrap_onbuild` has taken every ONBUILD that has something after it."""
     nested = raw.text.split()[1:2]
     if nested:
         raw.fail("not allowed as a trigger of ONBUILD", word=raw.text.split()[0])
@@ -433,31 +363,21 @@ class _Row:
     flags: Mapping[str, _Flag]
 
 
-_OWNER = {"chown": _Flag(), "chmod": _Flag()}
+_SWITCH = _Flag(switch=True)
+_LIST = _Flag(repeat=True)
+_MANNER = {"chown": _Flag(), "chmod": _Flag(), "link": _SWITCH, "exclude": _LIST}
+_NO_DEVICES = "not supported: a build's containers get no devices of the host"
 _HEALTH = {name: _Flag() for name in ("interval", "timeout", "start-period", "start-interval", "retries")}
 _ROWS: dict[str, _Row] = {
     "FROM": _Row(_from, {"platform": _Flag()}),
-    "RUN": _Row(_run, {"mount": _Flag(_LATER), "network": _Flag(), "security": _Flag(), "device": _Flag(_LATER)}),
-    "COPY": _Row(
-        _copy,
-        {"from": _Flag(), **_OWNER, "link": _Flag(_LATER, switch=True), "parents": _Flag(_LATER, switch=True), "exclude": _Flag(_LATER)},
-    ),
-    "ADD": _Row(
-        _add,
-        {
-            **_OWNER,
-            "link": _Flag(_LATER, switch=True),
-            "checksum": _Flag(_LATER),
-            "keep-git-dir": _Flag(_LATER, switch=True),
-            "unpack": _Flag(_LATER, switch=True),
-            "exclude": _Flag(_LATER),
-        },
-    ),
-    "ENV": _Row(lambda raw: ins.Env(raw.span, raw.text, _pairs(raw)), {}),
+    "RUN": _Row(_run, {"mount": _LIST, "network": _Flag(), "security": _Flag(), "device": _Flag(_NO_DEVICES)}),
+    "COPY": _Row(_copy, {"from": _Flag(), **_MANNER, "parents": _SWITCH}),
+    "ADD": _Row(_add, {**_MANNER, "checksum": _Flag(), "keep-git-dir": _SWITCH, "unpack": _SWITCH}),
+    "ENV": _Row(lambda raw: ins.Env(raw.span, raw.text, _pairs(raw), _is_legacy(raw)), {}),
     "ARG": _Row(_arg, {}),
     "WORKDIR": _Row(lambda raw: ins.Workdir(raw.span, raw.text, raw.single("a path")), {}),
     "USER": _Row(lambda raw: ins.User(raw.span, raw.text, raw.single("a user")), {}),
-    "LABEL": _Row(lambda raw: ins.Label(raw.span, raw.text, _pairs(raw)), {}),
+    "LABEL": _Row(lambda raw: ins.Label(raw.span, raw.text, _pairs(raw), _is_legacy(raw)), {}),
     "EXPOSE": _Row(lambda raw: ins.Expose(raw.span, raw.text, raw.some("a port")), {}),
     "VOLUME": _Row(_volume, {}),
     "CMD": _Row(lambda raw: ins.Cmd(raw.span, raw.text, _exec_or_shell(raw)), {}),

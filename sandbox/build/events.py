@@ -1,4 +1,8 @@
-"""What a build tells while it runs: typed events, one consumer per face (terminal, plain, notebook)."""
+"""What a build tells while it runs: typed events, one consumer per face (terminal, plain, JSON lines, notebook).
+
+They are told one after the other in the thread that builds. Stages run at the same time, so the events of different
+steps interleave: `index` says whose an event is. Steps are numbered in the order of the Dockerfile, not of time.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,10 @@ class StepStarted:
     """The instruction on one line, as in the Dockerfile."""
     line: int
     """The first line of the instruction in the Dockerfile."""
+    step: int = 0
+    """Which step of its stage this is, counted from 1, FROM being the first."""
+    steps: int = 0
+    """How many steps its stage has."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,14 @@ class StepDone:
     seconds: float
     bytes: int
     layer: str | None
+    step: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
 class StepError:
-    """Step `index` failed or was interrupted; the exception follows. `message` is its first line."""
+    """Step `index` failed or was interrupted; the exception follows. `message` is its first line.
+    `canceled`: nothing was wrong with it, but another step failed meanwhile."""
 
     index: int
     total: int
@@ -67,6 +78,9 @@ class StepError:
     line: int
     seconds: float
     message: str
+    step: int = 0
+    steps: int = 0
+    canceled: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,28 @@
 """$VAR in instructions, by BuildKit's rules: which words of which instruction expand, and what a variable is worth there.
 
 The word grammar (quotes, escapes, ${v:-w}, ${v#p}, ${v/p/r} …) is e2b-dockerfile-utils' port of BuildKit's shell lexer.
-RUN, CMD, ENTRYPOINT, SHELL, HEALTHCHECK and ONBUILD are not in the table: their shell, or a later build, expands them.
+CMD, ENTRYPOINT, SHELL, HEALTHCHECK and ONBUILD are not in the table: their shell, or a later build, expands them; of RUN only
+--mount expands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from e2b_dockerfile_utils import ShellLex
 
 from sandbox.build import instructions as ins
+from sandbox.build.mounts import MountError, RunMount, parse_mount
 from sandbox.build.source import SourceText, Span
 from sandbox.oci import Platform
 
-PROXY_ARGS = tuple(
-    name for scheme in ("http", "https", "ftp", "no", "all") for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper())
-)
+PROXY_ARGS = tuple(name for scheme in ("http", "https", "ftp", "no", "all") for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()))
 """Arguments a RUN sees without an ARG; undeclared they enter neither the history nor a cache key."""
 
 _T = TypeVar("_T")
+_F = TypeVar("_F", bound=ins.Files)
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class Expander:
         return self._checked(text, self._lexer().process_words)
 
     def body(self, text: str) -> str:
-        """A heredoc's body: variables only, quotes are text."""
-        return self._checked(text, self._lexer(skip_process_quotes=True).process_word)
+        """A heredoc's body: variables only, quotes are text. It escapes with a backslash, whatever the file does."""
+        return self._checked(text, ShellLex("\\", skip_process_quotes=True, env=self.env, skip_unset_env=False).process_word)
 
-    def _lexer(self, *, skip_process_quotes: bool = False) -> ShellLex:
-        return ShellLex(self.escape, skip_process_quotes=skip_process_quotes, env=self.env, skip_unset_env=False)
+    def _lexer(self) -> ShellLex:
+        return ShellLex(self.escape, env=self.env, skip_unset_env=False)
 
     def _checked(self, text: str, process: Callable[[str], _T]) -> _T:
         try:
@@ -66,7 +67,7 @@ def _from(i: ins.From, x: Expander) -> ins.From:
     return replace(i, image=x.word(i.image), platform=x.word(i.platform) if i.platform else None)
 
 
-def _files(i: ins.Files, x: Expander) -> ins.Files:
+def _files(i: _F, x: Expander) -> _F:
     return replace(
         i,
         sources=tuple(map(x.word, i.sources)),
@@ -74,7 +75,23 @@ def _files(i: ins.Files, x: Expander) -> ins.Files:
         heredocs=tuple(replace(h, content=x.body(h.content)) if h.expand else h for h in i.heredocs),
         chown=x.word(i.chown) if i.chown else None,
         chmod=x.word(i.chmod) if i.chmod else None,
+        excludes=tuple(map(x.word, i.excludes)),
     )
+
+
+def _add(i: ins.Add, x: Expander) -> ins.Add:
+    return replace(_files(i, x), checksum=x.word(i.checksum) if i.checksum else None)
+
+
+def _run(i: ins.Run, x: Expander) -> ins.Run:
+    return replace(i, mounts=tuple(_mount(mount.text, x) for mount in i.mount_texts)) if i.mount_texts else i
+
+
+def _mount(text: str, x: Expander) -> RunMount:
+    try:
+        return parse_mount(text, x.word)
+    except MountError as err:
+        raise x.source.error(f"RUN: --mount: {err}", x.span, word=err.word, hint=err.hint) from None
 
 
 def _pairs(i: ins.Env | ins.Label, x: Expander) -> ins.Env | ins.Label:
@@ -87,8 +104,9 @@ def _ports(i: ins.Expose, x: Expander) -> ins.Expose:
 
 _RULES: dict[type[ins.Instruction], Callable[[Any, Expander], ins.Instruction]] = {  # Any: each rule takes its own class
     ins.From: _from,
+    ins.Run: _run,
     ins.Copy: _files,
-    ins.Add: _files,
+    ins.Add: _add,
     ins.Env: _pairs,
     ins.Label: _pairs,
     ins.Expose: _ports,
@@ -113,11 +131,10 @@ def platform_args(target: Platform, build: Platform) -> dict[str, str]:
 
 
 def define_args(
-    arg: ins.Arg, expander: Expander, given: Mapping[str, str], inherited: Mapping[str, str], fixed: Container[str] = ()
+    arg: ins.Arg, expander: Expander, given: Mapping[str, str], inherited: Mapping[str, str]
 ) -> tuple[tuple[str, str | None], ...]:
     """What an ARG instruction defines, in order: the build's value, else the expanded default, else the value from before
-    the first FROM, else nothing (None). A name defined earlier in the same instruction is seen by the later ones, unless
-    it is `fixed` (ENV has set it)."""
+    the first FROM, else nothing (None). A name defined earlier in the same instruction is seen by the later ones."""
     env = dict(expander.env)
     found: list[tuple[str, str | None]] = []
     for raw_name, default in arg.pairs:
@@ -129,7 +146,7 @@ def define_args(
             value = inner.word(default)
         else:
             value = inherited.get(name)
-        if value is not None and name not in fixed:
+        if value is not None:
             env[name] = value
         found.append((name, value))
     return tuple(found)
@@ -148,6 +165,11 @@ def global_args(
 
 
 def scope(env: Mapping[str, str], args: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """What a word sees within a stage: ENV wins over an ARG of the same name, a later ARG over an earlier one."""
-    found = {name: value for name, value in args if value is not None}
-    return found | dict(env)
+    """What a word sees within a stage: an ARG that has a value hides an ENV from before it, as BuildKit has it; `overtaken`
+    sees to the ENV that comes after an ARG. A later ARG wins over an earlier one."""
+    return dict(env) | {name: value for name, value in args if value is not None}
+
+
+def overtaken(args: Iterable[tuple[str, str | None]], env: Mapping[str, str]) -> tuple[tuple[str, str | None], ...]:
+    """The arguments after an ENV instruction that set `env`: of one name, the ENV's value counts from here on."""
+    return tuple((name, env.get(name, value)) for name, value in args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sandbox.build.mounts import MountText, RunMount
 from sandbox.build.source import Span
 
 
@@ -43,11 +44,20 @@ class From(Instruction):
 
 @dataclass(frozen=True)
 class Run(Instruction):
-    """`RUN`: a command, with the bodies of its heredocs; `network` is none, host or default."""
+    """`RUN`: a command, with the bodies of its heredocs; `network` is none, host or default, `security` sandbox or insecure.
+    `mount_texts` are its mounts as written, `mounts` the same with all known about them: empty until the instruction is expanded."""
 
     command: Command
     heredocs: tuple[Heredoc, ...] = ()
     network: str = "default"
+    security: str = "sandbox"
+    mount_texts: tuple[MountText, ...] = ()
+    mounts: tuple[RunMount, ...] = ()
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """What its mounts are `from`, known before expansion: a stage, an image or a named context."""
+        return tuple(mount.origin for mount in self.mount_texts if mount.origin)
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,10 @@ class Files(Instruction):
     heredocs: tuple[Heredoc, ...] = ()
     chown: str | None = None
     chmod: str | None = None
+    link: bool = False
+    """The layer does not depend on what lies below: it is the same above any parent, whose links it does not follow."""
+    excludes: tuple[str, ...] = ()
+    """Patterns as in .dockerignore for what the sources hold but is not copied."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +80,26 @@ class Copy(Files):
     """`COPY`: the sources are below the context, or below `origin` (--from) when given."""
 
     origin: str | None = None
+    parents: bool = False
+    """Keep the sources' directories below the destination; from a `/./` in them on when they have one."""
 
 
 @dataclass(frozen=True)
 class Add(Files):
-    """`ADD`: as COPY from the context, and a local tar archive is unpacked."""
+    """`ADD`: as COPY from the context; a source may be a URL or a git repository, and a local tar archive is unpacked.
+    `checksum` is that of a URL's content (`sha256:…`) or a commit; `unpack` None: local archives only."""
+
+    checksum: str | None = None
+    keep_git_dir: bool | None = None
+    unpack: bool | None = None
 
 
 @dataclass(frozen=True)
 class Env(Instruction):
-    """`ENV name=value …`: all values see the environment as it was before the instruction."""
+    """`ENV name=value …`: all values see the environment as it was before the instruction. `legacy`: `ENV name value`."""
 
     pairs: tuple[tuple[str, str], ...]
+    legacy: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,9 +111,10 @@ class Arg(Instruction):
 
 @dataclass(frozen=True)
 class Label(Instruction):
-    """`LABEL name=value …`."""
+    """`LABEL name=value …`; `legacy`: `LABEL name value`."""
 
     pairs: tuple[tuple[str, str], ...]
+    legacy: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ SetMode = Callable[[int, bool], int]
 """From the mode a file has, and whether it is a directory, to the one it gets."""
 
 _OCTAL = re.compile(r"[0-7]{1,5}")
-_CLAUSE = re.compile(r"([ugoa]*)((?:[-+=][rwxXst]*)+)")
-_ACTION = re.compile(r"([-+=])([rwxXst]*)")
+_CLAUSE = re.compile(r"([ugoa]*)((?:[-+=](?:[rwxXst]*|[ugo]))+)")
+_ACTION = re.compile(r"([-+=])([rwxXst]*[ugo]?)")
 _WHO = {"u": 0o4700, "g": 0o2070, "o": 0o1007}
+_SHIFT = {"u": 6, "g": 3, "o": 0}
 _BITS = {"r": 0o444, "w": 0o222, "x": 0o111, "s": 0o6000, "t": 0o1000}
 
 
 def parse_mode(text: str) -> SetMode:
-    """`755`, `0644`, `u=rwX,go=rX`, `+x`; raises BuildError."""
+    """`755`, `0644`, `u=rwX,go=rX`, `+x`, `g=u`; raises BuildError."""
     if _OCTAL.fullmatch(text) and (value := int(text, 8)) <= 0o7777:
         return lambda _mode, _is_dir: value
     clauses = [_CLAUSE.fullmatch(clause) for clause in text.split(",")]
@@ -48,7 +49,9 @@ def _mask(who: str) -> int:
 def _bits(letters: str, mode: int, is_dir: bool) -> int:
     bits = 0
     for letter in letters:
-        if letter == "X":
+        if letter in _SHIFT:
+            bits |= (mode >> _SHIFT[letter] & 0o7) * 0o111
+        elif letter == "X":
             bits |= _BITS["x"] if is_dir or mode & 0o111 else 0
         else:
             bits |= _BITS[letter]

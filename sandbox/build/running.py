@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,15 +11,18 @@ from e2b_dockerfile_utils import parse_heredoc
 from sandbox.build import instructions as ins
 from sandbox.build.accounts import home_of
 from sandbox.build.expand import PROXY_ARGS
-from sandbox.build.site import Site
+from sandbox.build.mounting import check_mounts, contents_key, forget_mount_points, has_slow_contents, mounted, options_key
+from sandbox.build.site import Site, StepLimits
 from sandbox.build.state import DEFAULT_PATH, BuildState, Change
 from sandbox.errors import BuildError
 from sandbox.image.store import Draft
-from sandbox.image.tree import Tree, is_opaque
+from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, ContainerSpec, Mount, Network, Process, Rootfs
 
 _TAIL = 4096
 _SCRIPTS = "/dev/pipes"
+_RUNTIME_MOUNTS = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/sys/fs/cgroup")
+"""Where the runtime mounts by itself below a directory of the image's."""
 HOSTNAME = "buildkitsandbox"
 """The name BuildKit gives; programs that write it into files give the same layer here."""
 
@@ -44,12 +46,27 @@ class _Script:
 
 def run_command(state: BuildState, i: ins.Run, site: Site) -> Change:
     """RUN. Its key: what is started, in which environment, as whom, where, with which network. Undeclared proxies do not count."""
+    check_mounts(state, i, site)
+    _check_security(i, site)
     script = _script(state, i)
     network: Network = site.network if i.network == "default" else "none" if i.network == "none" else "host"
     env = state.scope
-    inputs = ("run", *script.argv, repr(script.scripts), repr(sorted(env.items())), state.run.user, state.workdir, network)
-    make = partial(_run, state=state, script=script, network=network, site=site)
-    return Change(state, _history(state, script), inputs, make=make)
+    own = ("run", *script.argv, repr(script.scripts), repr(sorted(env.items())), state.run.user, state.workdir, network)
+    own += (*_extra(i, site), *options_key(state, i))
+    make = partial(_run, state=state, i=i, script=script, network=network, site=site)
+    precise = (lambda: (*own, *contents_key(i, site, quick=False))) if has_slow_contents(i, site) else None
+    return Change(state, _history(state, script), (*own, *contents_key(i, site, quick=True)), precise, make)
+
+
+def _extra(i: ins.Run, site: Site) -> tuple[str, ...]:
+    """What counts only where it is not the usual."""
+    return (*(("insecure",) if i.security == "insecure" else ()), *(site.limits.key if site.limits.key != StepLimits().key else ()))
+
+
+def _check_security(i: ins.Run, site: Site) -> None:
+    if i.security == "insecure" and not site.limits.insecure:
+        hint = "build with --allow security.insecure"
+        raise site.error("RUN: --security=insecure is not allowed", i, word="--security=insecure", hint=hint)
 
 
 def _script(state: BuildState, i: ins.Run) -> _Script:
@@ -81,38 +98,39 @@ def _environment(state: BuildState, site: Site, home: str) -> Mapping[str, str]:
     return {"PATH": DEFAULT_PATH, "HOME": home} | proxies | state.scope
 
 
-def _run(draft: Draft, *, state: BuildState, script: _Script, network: Network, site: Site) -> None:
-    env = _environment(state, site, home_of(site.store.tree(state.top), state.run.user))
-    spec = ContainerSpec(
-        id=site.new_id(),
-        rootfs=Rootfs(site.store.lowers(state.top), str(draft.upper), str(draft.work)),
-        process=Process(script.argv, tuple(env.items()), state.workdir, state.run.user),
-        hostname=HOSTNAME,
-        network=network,
-        mounts=_mounts(draft, script),
-    )
+def _run(draft: Draft, *, state: BuildState, i: ins.Run, script: _Script, network: Network, site: Site) -> None:
+    below = site.store.tree(state.top)
+    env = _environment(state, site, home_of(below, state.run.user))
+    with mounted(state, i, site, draft.upper.parent) as extra:
+        mounts = (*_script_mount(draft, script), *extra.mounts)
+        spec = ContainerSpec(
+            id=site.new_id(),
+            rootfs=Rootfs(site.store.lowers(state.top), str(draft.upper), str(draft.work)),
+            process=Process(script.argv, tuple({**env, **extra.env}.items()), state.workdir, state.run.user),
+            hostname=HOSTNAME,
+            network=network,
+            mounts=mounts,
+            limits=site.limits.limits,
+            ulimits=site.limits.ulimits,
+            extra_hosts=site.limits.hosts,
+            shm_size=site.limits.shm_size,
+            privileged=i.security == "insecure",
+        )
+        _complete(spec, site)
+    forget_mount_points(draft.upper, below, (*_RUNTIME_MOUNTS, *(mount.target for mount in mounts)))
+
+
+def _complete(spec: ContainerSpec, site: Site) -> None:
+    """Run it to its end; CommandFailed when that is not a good one."""
     tail = _Tail(site)
-    completed = site.runtime.run(spec, on_output=tail.take)
+    with site.runtime.start(spec, Handling()) as running, site.stop.watching(running):
+        completed = running.wait(tail.take)
     if not completed.ok:
         message = completed.reason or f"exit code {completed.exit_code}"
         raise CommandFailed(message, completed=completed, output=tail.text())
-    _forget_mount_points(draft, site.store.tree(state.top))
 
 
-def _forget_mount_points(draft: Draft, below: Tree) -> None:
-    """The runtime mounts files in /etc and takes the mount points back; the directory's copy in the layer, with the time of
-    the build, would be left: a step that changes nothing would make a layer, and no two builds the same one."""
-    directory = draft.upper / "etc"
-    entry = below.lookup("/etc")
-    if entry is None or not entry.is_dir or directory.is_symlink() or not directory.is_dir() or is_opaque(str(directory)):
-        return
-    status = directory.stat()
-    if (status.st_mode, status.st_uid, status.st_gid) == (entry.stat.st_mode, entry.stat.st_uid, entry.stat.st_gid):
-        with contextlib.suppress(OSError):  # not empty: the step did change something there
-            directory.rmdir()
-
-
-def _mounts(draft: Draft, script: _Script) -> tuple[Mount, ...]:
+def _script_mount(draft: Draft, script: _Script) -> tuple[Mount, ...]:
     if not script.scripts:
         return ()
     directory = draft.upper.parent / "scripts"

@@ -3,37 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from sandbox.build import expand
 from sandbox.build import instructions as ins
-from sandbox.build.context import Context
+from sandbox.build.context import Context, Source, TreeSource
+from sandbox.build.events import BuildWarning, OnEvent
 from sandbox.build.memory import Memory
 from sandbox.build.source import SourceText, Span
 from sandbox.build.state import BuildState
+from sandbox.build.stop import Stop
 from sandbox.errors import DockerfileError
 from sandbox.image.store import Store
 from sandbox.image.tree import Tree
-from sandbox.runtime.spec import Completed, ContainerSpec, Network
+from sandbox.runtime.plan import Handling
+from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Network
 
 OnOutput = Callable[[Literal["stdout", "stderr"], bytes], None]
+
+
+class Started(Protocol):
+    """The part of a started container a build uses: `sandbox.runtime.container.Running`. Leaving the context ends it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def signal(self, number: int) -> None:
+        """Send its program a signal."""
+
+    def wait(self, on_output: OnOutput | None = None) -> Completed:
+        """Until it has ended."""
 
 
 class Runs(Protocol):
     """The part of the runtime a build uses: `sandbox.runtime.container.Runtime`."""
 
-    def run(self, spec: ContainerSpec, *, stdin: bytes | None = None, on_output: OnOutput | None = None) -> Completed:
-        """Run a container to its end."""
+    def start(self, spec: ContainerSpec, handling: Handling) -> Started:
+        """Start a container and stay attached to it."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What --from names: a file system and its chain id."""
+    """What --from names: the file system of a stage or image and its chain id (empty: no layer), or a directory of the host,
+    which has none: its files must be looked at."""
 
     tree: Tree
-    chain_id: str
+    chain_id: str | None
+    directory: Context | None = None
+
+    @property
+    def source(self) -> Source:
+        """What is copied or mounted from."""
+        return self.directory or TreeSource(self.tree)
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """What every RUN of a build gets beside its instruction: docker build's --add-host, --shm-size, --ulimit, --memory …
+    `insecure`: RUN --security=insecure is allowed."""
+
+    hosts: tuple[tuple[str, str], ...] = ()
+    shm_size: int = 64 << 20
+    ulimits: tuple[tuple[str, int, int], ...] = ()
+    limits: Limits = Limits()
+    insecure: bool = False
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What of it a program's result depends on: as in BuildKit hosts and ulimits, not how much memory it may use."""
+        return (repr(self.hosts), repr(self.ulimits), *((str(self.shm_size),) if self.shm_size != 64 << 20 else ()))
 
 
 @dataclass(frozen=True)
@@ -52,8 +93,16 @@ class Site:
     now: datetime
     origin: Callable[[str], Origin]
     output: OnOutput
-    warn: Callable[[str], None]
+    tell: OnEvent
+    stop: Stop
     new_id: Callable[[], str]
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    agents: Mapping[str, str] = field(default_factory=dict)
+    limits: StepLimits = field(default_factory=lambda: StepLimits())
+
+    def warn(self, message: str) -> None:
+        """Say that something is doubtful."""
+        self.tell(BuildWarning(message))
 
     @property
     def now_ns(self) -> int:
@@ -66,7 +115,7 @@ class Site:
 
     def define_args(self, state: BuildState, arg: ins.Arg) -> tuple[tuple[str, str | None], ...]:
         """What an ARG instruction of a stage defines."""
-        return expand.define_args(arg, self.expander(state, arg.span), self.build_args, self.global_args, state.env)
+        return expand.define_args(arg, self.expander(state, arg.span), self.build_args, self.global_args)
 
     def error(self, message: str, instruction: ins.Instruction, *, word: str | None = None, hint: str | None = None) -> DockerfileError:
         """An error about the instruction's text."""

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from sandbox.build import instructions as ins
+from sandbox.build.context import Context
 from sandbox.build.dockerfile import Dockerfile, parse_triggers
 from sandbox.build.expand import Expander, expand
+from sandbox.build.namedcontexts import NamedContext, canonical
 from sandbox.build.source import SourceText, Span, did_you_mean
 from sandbox.errors import ImageNotFound, InvalidInput, StepFailed, UnknownStage
 from sandbox.image.store import Image
@@ -22,6 +24,10 @@ _ARCHITECTURES = {
     "ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64",
 }  # fmt: skip
 _VARIANTS = {"armv7l": "v7", "armv6l": "v6"}
+
+
+OriginKind = int | Image | Context
+"""What --from can mean: an earlier stage, an image, a directory."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Stage:
-    """One FROM and what follows. `base`: the index of an earlier stage, an image, or None for scratch. `origins`: what the
-    names of --from mean here. `steps`: the triggers of the base, then its own."""
+    """One FROM and what follows. `base`: the index of an earlier stage, an image, or None for scratch (and for a directory:
+    its files are then the first step). `origins`: what the names of --from mean here. `steps`: the triggers of the base, then
+    its own."""
 
     index: int
     origin: ins.From
     base: int | Image | None
     steps: tuple[Step, ...]
-    origins: Mapping[str, int | Image] = field(default_factory=dict)
+    origins: Mapping[str, OriginKind] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -58,6 +65,13 @@ class Stage:
         return frozenset(other for other in (self.base, *self.origins.values()) if isinstance(other, int))
 
 
+def origins_of(instruction: ins.Instruction) -> tuple[str, ...]:
+    """The stages, images and contexts an instruction reads from, by name."""
+    if isinstance(instruction, ins.Run):
+        return instruction.origins
+    return (instruction.origin,) if isinstance(instruction, ins.Copy) and instruction.origin is not None else ()
+
+
 def host() -> Platform:
     """This machine, in the image specification's words."""
     machine = host_platform.machine()
@@ -65,14 +79,28 @@ def host() -> Platform:
 
 
 def plan_stages(
-    dockerfile: Dockerfile, target: str | None, global_args: Mapping[str, str], find_image: Callable[[str], Image]
+    dockerfile: Dockerfile,
+    target: str | None,
+    global_args: Mapping[str, str],
+    find_image: Callable[[str], Image],
+    contexts: Mapping[str, NamedContext] = {},
 ) -> tuple[Stage, ...]:
-    """The stages the target needs (default: the last), each after those it needs. UnknownStage, StepFailed, DockerfileError."""
-    return _Planner(dockerfile, global_args, find_image).plan(target)
+    """The stages the target needs (default: the last), each after those it needs. UnknownStage, StepFailed, DockerfileError.
+
+    `contexts`: named contexts by canonical name. As in BuildKit one of a stage's name replaces the stage.
+    """
+    return _Planner(dockerfile, global_args, find_image, contexts).plan(target)
 
 
 class _Planner:
-    def __init__(self, dockerfile: Dockerfile, global_args: Mapping[str, str], find_image: Callable[[str], Image]) -> None:
+    def __init__(
+        self,
+        dockerfile: Dockerfile,
+        global_args: Mapping[str, str],
+        find_image: Callable[[str], Image],
+        contexts: Mapping[str, NamedContext],
+    ) -> None:
+        self._contexts = contexts
         self._dockerfile = dockerfile
         self._source = dockerfile.source
         self._global_args = global_args
@@ -110,15 +138,25 @@ class _Planner:
         origin, own = self._parts[index]
         expanded = expand(origin, Expander(self._global_args, self._dockerfile.escape, self._source, origin.span))
         assert isinstance(expanded, ins.From)
+        replaced = self._contexts.get(canonical(origin.name)) if origin.name else None
+        if replaced is not None:
+            return self._entered(index, expanded, replaced, ())
         self._check_platform(expanded)
         base = self._base(expanded, index)
-        steps = self._triggers(base, origin) + tuple(self._step(instruction) for instruction in own)
-        return Stage(index, expanded, base, steps, self._origins(steps, index))
+        return self._entered(index, expanded, base, tuple(self._step(instruction) for instruction in own))
+
+    def _entered(self, index: int, origin: ins.From, base: OriginKind | None, own: tuple[Step, ...]) -> Stage:
+        if not isinstance(base, Context):
+            steps = self._triggers(base, origin) + own
+            return Stage(index, origin, base, steps, self._origins(steps, index))
+        name = origin.name if origin.name and canonical(origin.name) in self._contexts else origin.image
+        copy = ins.Copy(origin.span, f"COPY --from={name} / /", ("/",), "/", origin=name)
+        return Stage(index, origin, None, (self._step(copy), *own), {**self._origins(own, index), name: base})
 
     def _step(self, instruction: ins.Instruction) -> Step:
         return Step(instruction, self._source, self._dockerfile.escape, instruction.span, instruction.text)
 
-    def _base(self, origin: ins.From, index: int) -> int | Image | None:
+    def _base(self, origin: ins.From, index: int) -> OriginKind | None:
         if not origin.image:
             raise self._source.error("FROM: the image's name is empty", origin.span, hint="give the ARG a default")
         if origin.image == "scratch":
@@ -126,6 +164,8 @@ class _Planner:
         for earlier in reversed(range(index)):
             if self._names[earlier] == origin.image.lower():
                 return earlier
+        if (named := self._contexts.get(canonical(origin.image))) is not None:
+            return named
         return self._image(origin.image, origin, f"FROM {origin.image}")
 
     def _triggers(self, base: int | Image | None, origin: ins.From) -> tuple[Step, ...]:
@@ -138,14 +178,21 @@ class _Planner:
         triggers = [i for i in self._parts[base][1] if isinstance(i, ins.Onbuild)]
         return tuple(replace(self._step(i.trigger), text=i.text) for i in triggers)
 
-    def _origins(self, steps: tuple[Step, ...], index: int) -> dict[str, int | Image]:
-        found: dict[str, int | Image] = {}
+    def _origins(self, steps: tuple[Step, ...], index: int) -> dict[str, OriginKind]:
+        found: dict[str, OriginKind] = {}
         for step in steps:
-            i = step.instruction
-            if isinstance(i, ins.Copy) and i.origin is not None and i.origin not in found:
-                earlier = self._earlier(i.origin, index)
-                found[i.origin] = self._image(i.origin, i, f"--from={i.origin}") if earlier is None else earlier
+            for name in origins_of(step.instruction):
+                if name not in found:
+                    found[name] = self._named(name, step.instruction, index)
         return found
+
+    def _named(self, name: str, instruction: ins.Instruction, index: int) -> OriginKind:
+        if (earlier := self._earlier(name, index)) is not None:
+            return earlier
+        if (named := self._contexts.get(canonical(name))) is not None:
+            return named
+        flag = "--from" if isinstance(instruction, ins.Copy) else "--mount from"
+        return self._image(name, instruction, f"{flag}={name}")
 
     def _image(self, name: str, instruction: ins.Instruction, what: str) -> Image:
         try:

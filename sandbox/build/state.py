@@ -9,7 +9,7 @@ import msgspec
 
 from sandbox.build import expand
 from sandbox.image.store import Draft
-from sandbox.oci import Digest, History, ImageConfig, Platform, RootFS, RunConfig
+from sandbox.oci import Digest, History, ImageConfig, Platform, RootFS, RunConfig, whole_history
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL = ("/bin/sh", "-c")
@@ -82,7 +82,7 @@ def state_of(config: ImageConfig, top: Digest | None) -> BuildState:
         run=config.config,
         top=top,
         diff_ids=tuple(config.rootfs.diff_ids),
-        history=tuple(config.history),
+        history=tuple(whole_history(config)),
         author=config.author,
         created=config.created,
     )
@@ -101,6 +101,7 @@ class Change:
     `state`: the state after it, but for the layer and the history. `created_by`: its history entry. `inputs`: what its
     result depends on beside the root file system it starts from, as text; these make the cache key. `precise`: the same said
     more exactly and dearer to compute, asked only when nothing is remembered for `inputs`. `make` fills the layer; None: no layer.
+    `linked`: the layer is the same above any parent (COPY --link), so it may be taken from what was made above another.
     """
 
     state: BuildState
@@ -108,3 +109,4 @@ class Change:
     inputs: tuple[str, ...]
     precise: Callable[[], tuple[str, ...]] | None = None
     make: Callable[[Draft], None] | None = None
+    linked: bool = False

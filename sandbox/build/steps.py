@@ -18,6 +18,7 @@ import msgspec
 from sandbox.build import instructions as ins
 from sandbox.build.accounts import resolve_owner
 from sandbox.build.copying import add_files, copy_files
+from sandbox.build.expand import overtaken
 from sandbox.build.running import run_command
 from sandbox.build.site import Site
 from sandbox.build.state import BuildState, Change, with_env
@@ -25,7 +26,8 @@ from sandbox.build.transfer import LayerWriter
 from sandbox.image.store import Draft
 from sandbox.oci import Healthcheck, RunConfig
 
-_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
+_PORT = re.compile(r"(?:.*:)?(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
+"""An address and a host's port before it are legal and mean nothing; a check warns of them."""
 _REALTIME = re.compile(r"RT(MIN(\+\d{1,2})?|MAX(-\d{1,2})?)")
 _LONG_UNITS = ((3600 * 10**9, "h"), (60 * 10**9, "m"))
 
@@ -50,14 +52,15 @@ def _env(state: BuildState, i: ins.Env, site: Site) -> Change:
         if not name:
             raise site.error("ENV: expected a name before =", i)
     text = " ".join(f"{name}={value}" for name, value in i.pairs)
-    return _config_change(state, state.with_run(with_env(state.run, dict(i.pairs))), f"ENV {text}")
+    after = state.with_run(with_env(state.run, dict(i.pairs)))
+    return _config_change(state, replace(after, args=overtaken(state.args, dict(i.pairs))), f"ENV {text}")
 
 
 def _arg(state: BuildState, i: ins.Arg, site: Site) -> Change:
     defined = site.define_args(state, i)
     names = {name for name, _ in defined}
     kept = tuple(pair for pair in state.args if pair[0] not in names)
-    text = " ".join(name if default is None else f"{name}={default}" for name, default in i.pairs)
+    text = " ".join(name if value is None else f"{name}={value}" for name, value in defined)
     return _config_change(state, replace(state, args=kept + defined), f"ARG {text}")
 
 

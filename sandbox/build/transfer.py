@@ -20,6 +20,7 @@ from pathlib import Path
 from sandbox.build.context import Match, Source, TreeSource, kind_of
 from sandbox.build.modes import SetMode
 from sandbox.errors import BuildError
+from sandbox.image.owners import give
 from sandbox.image.tree import Entry, Tree
 
 Owner = tuple[int, int]
@@ -49,7 +50,6 @@ class LayerWriter:
         self._now_ns = now_ns
         self._warn = warn
         self._times: dict[str, int] = {}
-        self._rootless = os.geteuid() != 0
 
     def copy(self, source: Source, match: Match, destination: str, *, into: bool, manner: Manner = Manner()) -> None:
         """Copy one match to an absolute path; `into`: it was written as a directory (ends with a slash)."""
@@ -140,17 +140,8 @@ class LayerWriter:
         return self._upper + path
 
     def own(self, target: str | int, owner: Owner) -> None:
-        """Set the owner, links not followed. Without privileges only root's files can be made: they are the caller's own."""
-        if self._rootless and owner == ROOT:
-            return
-        try:
-            if isinstance(target, int):
-                os.fchown(target, *owner)
-            else:
-                os.lchown(target, *owner)
-        except PermissionError as err:
-            message = f"owner {owner[0]}:{owner[1]}: cannot be given to a file without privileges"
-            raise BuildError(message, hint="build as root, or leave the files to root") from err
+        """Set the owner, links not followed; without privileges it is noted (`image.owners`)."""
+        give(target, *owner)
 
     def skip(self, entry: Entry) -> None:
         """Say that something was left out."""
@@ -257,6 +248,29 @@ class _Copy:
     def _mode(self, entry: Entry) -> int:
         mode = stat.S_IMODE(entry.stat.st_mode)
         return self._manner.mode(mode, entry.is_dir) if self._manner.mode else mode
+
+
+def clone_layer(layer: Path, upper: Path) -> None:
+    """The same layer again, in an empty directory. Files are shared as hard links: nobody writes into a layer once it is kept."""
+    pending, made = [(str(layer), str(upper))], list[tuple[str, os.stat_result]]()
+    while pending:
+        src, dst = pending.pop()
+        with os.scandir(src) as entries:
+            for entry in entries:
+                place = f"{dst}/{entry.name}"
+                if not entry.is_dir(follow_symlinks=False):
+                    os.link(entry.path, place, follow_symlinks=False)
+                    continue
+                os.mkdir(place, 0o700)
+                for name in os.listxattr(entry.path):
+                    os.setxattr(place, name, os.getxattr(entry.path, name))
+                made.append((place, entry.stat(follow_symlinks=False)))
+                pending.append((entry.path, place))
+    for place, status in reversed(made):
+        if os.geteuid() == 0:
+            os.chown(place, status.st_uid, status.st_gid)
+        os.chmod(place, stat.S_IMODE(status.st_mode))
+        os.utime(place, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
 def _check_same(entry: Entry, opened: os.stat_result) -> None:

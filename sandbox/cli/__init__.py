@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sandbox.errors import SandboxError
+
+if TYPE_CHECKING:
+    from sandbox.cli.formatting import Told
 
 PROGRAM = "sandbox"
 ENGINE_ERROR, USAGE_ERROR, INTERRUPTED = 125, 1, 130
@@ -23,7 +27,8 @@ ENGINE_ERROR, USAGE_ERROR, INTERRUPTED = 125, 1, 130
 
 @dataclass(frozen=True)
 class Verb:
-    """Where one verb is: the click command `function` of `sandbox.cli.<module>`, and its line in the list."""
+    """Where one verb is: the click command `function` of `sandbox.cli.<module>`, and its line in the list. A module with a
+    dot is one above this package, which adds verbs to it (kernels): only its name is known here."""
 
     module: str
     function: str
@@ -35,6 +40,10 @@ VERBS: dict[str, dict[str, Verb]] = {
         "capture": Verb("images", "capture", "Make a base image of this machine's own Python"),
         "import": Verb("images", "import_", "Make an image of a root file system tar"),
         "build": Verb("build", "build", "Build an image from a Dockerfile"),
+        "pull": Verb("registry", "pull", "Bring an image from a registry"),
+        "push": Verb("registry", "push", "Send an image to a registry"),
+        "login": Verb("registry", "login", "Log in to a registry"),
+        "logout": Verb("registry", "logout", "Log out from a registry"),
         "images": Verb("images", "images", "List images"),
         "rmi": Verb("images", "rmi", "Remove images"),
         "tag": Verb("images", "tag", "Give an image another name"),
@@ -53,6 +62,10 @@ VERBS: dict[str, dict[str, Verb]] = {
         "stop": Verb("containers", "stop", "Stop running containers"),
         "kill": Verb("containers", "kill", "Send a signal to running containers"),
         "restart": Verb("containers", "restart", "Stop containers and start them again"),
+        "pause": Verb("containers", "pause", "Stop all processes of containers where they are"),
+        "unpause": Verb("containers", "unpause", "Let paused containers go on"),
+        "rename": Verb("containers", "rename", "Give a container another name"),
+        "update": Verb("containers", "update", "Change the limits of containers"),
         "rm": Verb("containers", "rm", "Remove containers"),
         "top": Verb("watching", "top", "List the processes of a container"),
         "stats": Verb("watching", "stats", "Show what containers use, live"),
@@ -65,6 +78,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "inspect": Verb("inspect", "inspect", "Show everything about images or containers as JSON"),
         "prune": Verb("system", "prune", "Remove stopped containers, dangling images and unused layers"),
         "doctor": Verb("system", "doctor", "Say what this machine allows"),
+        "trust": Verb("kernelspec.command", "trust", "Let a notebook's metadata give its kernel more"),
         "version": Verb("system", "version", "Show the version"),
         "info": Verb("system", "info", "Show the engine's state and the machine"),
     },
@@ -82,6 +96,8 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
             "load": VERBS["Images"]["load"],
             "ls": Verb("images", "images", "List images"),
             "prune": Verb("system", "prune_images", "Remove unused images"),
+            "pull": VERBS["Images"]["pull"],
+            "push": VERBS["Images"]["push"],
             "rm": Verb("images", "rmi", "Remove images"),
             "save": VERBS["Images"]["save"],
             "tag": VERBS["Images"]["tag"],
@@ -101,7 +117,26 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
         {
             "info": VERBS["Both"]["info"],
             "prune": VERBS["Both"]["prune"],
+            "restore": Verb("system", "restore", "After a reboot, start what its restart policy wants running"),
             "doctor": VERBS["Both"]["doctor"],
+            "df": Verb("disk", "df", "Show what is on disk"),
+        },
+    ),
+    "kernel": (
+        "Manage Jupyter kernels that run in containers",
+        {
+            "install": Verb("kernelspec.command", "install", "Make a kernel of an image"),
+            "list": Verb("kernelspec.command", "list_", "List the kernels of ours"),
+            "remove": Verb("kernelspec.command", "remove", "Remove kernels of ours"),
+            "doctor": Verb("kernelspec.command", "doctor", "Say whether each could start"),
+            "reset": Verb("kernelspec.command", "reset", "Drop the containers of kernels"),
+        },
+    ),
+    "builder": (
+        "Manage builds",
+        {
+            "build": VERBS["Images"]["build"],
+            "prune": Verb("builder", "prune", "Remove build cache"),
         },
     ),
 }
@@ -126,7 +161,8 @@ class LazyGroup(click.Group):
             return group_of(cmd_name)
         if (verb := self.verbs.get(cmd_name)) is None:
             return None
-        command = getattr(import_module(f"sandbox.cli.{verb.module}"), verb.function)
+        module = verb.module if "." in verb.module else f"sandbox.cli.{verb.module}"
+        command = getattr(import_module(module), verb.function)
         if not isinstance(command, click.Command):
             raise TypeError(f"{verb.module}.{verb.function}: not a click command")
         return command
@@ -136,6 +172,8 @@ class LazyGroup(click.Group):
         name = args[0]
         if not name.startswith("-") and name not in self.list_commands(ctx) and not ctx.resilient_parsing:
             raise click.UsageError(f"{name!r}: no such command{_near(name, self.list_commands(ctx))}", ctx)
+        if args[:2] == ["build", "prune"] and "builder" in self.groups and not Path("prune").is_dir():
+            return super().resolve_command(ctx, ["builder", *args[1:]])
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's signature)
@@ -198,12 +236,15 @@ def program() -> LazyGroup:
     )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command line; the process's exit status. Every error becomes text on stderr here and nowhere else."""
+def run(argv: Sequence[str], *, take: Callable[[Told], None] | None = None) -> int:
+    """Run the command line; the process's exit status. Every error becomes text on stderr here and nowhere else.
+
+    `take` gets the tables and objects that would else be printed (a notebook shows them its own way).
+    """
     from sandbox.cli import failures
 
     try:
-        result = program().main(args=list(argv), prog_name=_program_name(), standalone_mode=False)
+        result = program().main(args=list(argv), prog_name=_program_name(), standalone_mode=False, obj=take)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.UsageError as err:

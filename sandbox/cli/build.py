@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.build.outputs import check_outputs, parse_output
+from sandbox.cli.checking import show_findings
 from sandbox.cli.failures import step_details
 from sandbox.cli.flags import given, verb
 from sandbox.cli.invocation import engine
-from sandbox.cli.progress import Face, PlainFace, QuietFace, TerminalFace, seconds_text
+from sandbox.cli.progress import Face, JsonFace, PlainFace, QuietFace, TerminalFace, seconds_text
 from sandbox.errors import InvalidOption, SandboxError, StepFailed
 from sandbox.options import BUILD, BuildOptions
 
@@ -23,11 +26,10 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from sandbox.build.events import BuildEvent
+    from sandbox.build.outputs import Output
 
-_ROWS = [row for row in BUILD if row.field != "pull"]
 
-
-@verb("build", _ROWS)
+@verb("build", BUILD)
 @click.argument("context", metavar="PATH | -")
 @click.option("--iidfile", type=click.Path(dir_okay=False), metavar="FILE", help="Write the image's id to a file.")
 def build(context: str, iidfile: str | None, **values: object) -> int:
@@ -35,10 +37,16 @@ def build(context: str, iidfile: str | None, **values: object) -> int:
 
     `-` as PATH reads the Dockerfile from stdin and has no files.
     """
+    from sandbox.build.settings import settings_of  # the builder's, which the help does not need
+
     options = given(BuildOptions(), values)
+    outputs = [parse_output(text) for text in options.export]
+    refuse_screens(outputs)
     face = face_for(options)
     watch = Watch(face)
     with engine() as opened, face, build_input(context, options.file) as (directory, dockerfile):
+        if options.check:
+            return show_findings(*opened.check(directory, dockerfile=dockerfile, build_args=build_args(options.build_arg, os.environ)))
         try:
             image = opened.build(
                 directory,
@@ -49,16 +57,27 @@ def build(context: str, iidfile: str | None, **values: object) -> int:
                 no_cache=options.no_cache,
                 labels=key_values(options.label, "label"),
                 network=_network(options.network),
+                settings=settings_of(options, os.environ),
                 on_event=watch,
             )
         except StepFailed as err:
             face.close()
             return show_failure(err, watch, dockerfile)
+        metadata = opened.export_image(image, outputs, tags=options.tag, stdout=sys.stdout.buffer)
+    if options.metadata_file:
+        Path(options.metadata_file).write_text(json.dumps(metadata, indent=2) + "\n")
     if iidfile:
         Path(iidfile).write_text(image.id)
-    if options.quiet or options.progress == "quiet":
+    if (options.quiet or options.progress == "quiet") and not any(output.dest == "-" for output in outputs):
         click.echo(image.id)
     return 0
+
+
+def refuse_screens(outputs: Sequence[Output]) -> None:
+    """What cannot be written is refused before the build, and an archive on a screen; raises InvalidOption."""
+    check_outputs(outputs)
+    if any(output.dest == "-" for output in outputs) and os.isatty(1):
+        raise InvalidOption("refusing to write an archive to a terminal", hint="name a file with dest=FILE, or redirect stdout")
 
 
 class Watch:
@@ -70,7 +89,7 @@ class Watch:
 
     def __call__(self, event: BuildEvent) -> None:
         """Called by the builder."""
-        if type(event).__name__ == "StepError":
+        if type(event).__name__ == "StepError" and not getattr(event, "canceled", False):
             self.failed = event
         self._face(event)
 
@@ -113,7 +132,7 @@ def face_for(options: BuildOptions) -> Face:
     kind = "quiet" if options.quiet else options.progress
     if kind == "auto":
         kind = "tty" if sys.stderr.isatty() else "plain"
-    faces: dict[str, type[Face]] = {"plain": PlainFace, "tty": TerminalFace, "quiet": QuietFace}
+    faces: dict[str, type[Face]] = {"plain": PlainFace, "tty": TerminalFace, "quiet": QuietFace, "rawjson": JsonFace}
     return faces[kind](sys.stderr)
 
 

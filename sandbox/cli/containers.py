@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.filters import Filters, has_label, name_matches, parse_filters
-from sandbox.cli.flags import Converted, verb
-from sandbox.cli.formatting import Field, Listing, age_text, labels_text, quoted, short_id, shortened, time_text
+from sandbox.cli.flags import Converted, given, verb
+from sandbox.cli.formatting import Field, Lines, Listing, age_text, labels_text, quoted, short_id, shortened, show, time_text
 from sandbox.cli.images import format_option, no_trunc_option, quiet_option, refuse_terminal
 from sandbox.cli.invocation import complete_containers, each, engine, write_bytes
 from sandbox.errors import ContainerNotFound, ImageError, InvalidOption, InvalidReference
-from sandbox.options import parse_duration, parse_signal
+from sandbox.options import RUN, RunOptions, parse_duration, parse_signal
 
 if TYPE_CHECKING:
     from sandbox.engine import Container, Engine, LogLine
@@ -52,8 +52,9 @@ class Shown:
 
     @property
     def command(self) -> str:
-        """What runs, in quotes."""
-        text = " ".join(self.container.command)
+        """What runs, in quotes; arguments with blanks in quotes of their own, as docker shows them."""
+        program, *arguments = self.container.command
+        text = " ".join([program, *(f"'{argument}'" if " " in argument else argument for argument in arguments)])
         return quoted(shortened(text, _COMMAND) if self.truncate else text)
 
     @property
@@ -230,7 +231,7 @@ def stop(names: Sequence[str], seconds: int, number: int | None) -> int:
 
 
 def _stop(container: Container, name: str, seconds: int, number: int | None) -> str:
-    if number is not None and container.status == "running":
+    if number is not None and container.status in ("running", "paused"):
         container.kill(number)
         try:
             container.wait(timeout=seconds)
@@ -249,13 +250,69 @@ def restart(names: Sequence[str], seconds: int) -> int:
 
     def again(name: str) -> str:
         container = opened.container(name)
-        if container.status == "running":
-            container.stop(timeout=seconds)
+        container.stop(timeout=seconds)
         container.start()
         return name
 
     with engine() as opened:
         return each(names, again)
+
+
+@verb("pause")
+@names_argument
+def pause(names: Sequence[str]) -> int:
+    """Stop all processes of containers where they are."""
+    with engine() as opened:
+
+        def act(name: str) -> str:
+            opened.container(name).pause()
+            return name
+
+        return each(names, act)
+
+
+@verb("unpause")
+@names_argument
+def unpause(names: Sequence[str]) -> int:
+    """Let paused containers go on."""
+    with engine() as opened:
+
+        def act(name: str) -> str:
+            opened.container(name).unpause()
+            return name
+
+        return each(names, act)
+
+
+@verb("rename")
+@name_argument
+@click.argument("new_name", metavar="NEW_NAME")
+def rename(name: str, new_name: str) -> None:
+    """Give a container another name."""
+    with engine() as opened:
+        opened.container(name).rename(new_name)
+
+
+_UPDATE = [row for row in RUN if row.field in ("memory", "memory_swap", "cpus", "cpuset_cpus", "pids_limit", "restart")]
+
+
+@verb("update", _UPDATE)
+@names_argument
+def update(names: Sequence[str], **values: object) -> int:
+    """Change the limits of containers, running or not, or their restart policy (from the next start on)."""
+    from sandbox.engine import Limits
+
+    options = given(RunOptions(), values)
+    pids = options.pids_limit
+    limits = Limits(memory=options.memory, memory_swap=options.memory_swap, cpus=options.cpus, cpuset_cpus=options.cpuset_cpus, pids=pids)
+    restart = options.restart if values.get("restart") else None
+    with engine() as opened:
+
+        def act(name: str) -> str:
+            opened.container(name).update(limits, restart=restart)
+            return name
+
+        return each(names, act)
 
 
 @verb("kill")
@@ -297,8 +354,7 @@ def rm(names: Sequence[str], force: bool) -> int:
 def diff(name: str) -> None:
     """List what changed in a container's file system: A added, C changed, D deleted."""
     with engine() as opened:
-        for kind, path in opened.container(name).diff():
-            click.echo(f"{kind} {path}")
+        show(Lines(tuple(f"{kind} {path}" for kind, path in opened.container(name).diff())))
 
 
 @verb("commit")

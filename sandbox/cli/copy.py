@@ -8,6 +8,7 @@ import posixpath
 import stat
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import click
 
 from sandbox.cli.flags import verb
 from sandbox.cli.images import refuse_terminal
-from sandbox.cli.invocation import complete_containers, engine, write_bytes
+from sandbox.cli.invocation import complete_containers, engine
 from sandbox.errors import InvalidInput, SandboxError, UnsafeLayer
 
 if TYPE_CHECKING:
@@ -76,33 +77,26 @@ def copy_out(container: Container, path: str, target: str, *, follow_link: bool 
     """CONTAINER:`path` to `target` on this machine; UnsafeLayer when an entry would leave it."""
     if target == "-":
         refuse_terminal(None)
-        write_bytes(container.copy_out(path))
+        container.write_tar(path, sys.stdout.buffer, follow=follow_link)
         return
-    data = container.copy_out(_followed(container, path) if follow_link else path)
-    first = first_member(data)
-    parent, name = host_target(target, "directory" if first.isdir() else "file", path)
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive, Extraction.below(parent, first.name, name) as extraction:
-        for member in archive:
-            extraction.add(member, archive.extractfile(member) if member.isreg() else None)
+    with tempfile.TemporaryFile() as data:
+        container.write_tar(path, data, follow=follow_link)
+        first = first_member(data)
+        parent, name = host_target(target, "directory" if first.isdir() else "file", path)
+        with tarfile.open(fileobj=data, mode="r|") as archive, Extraction.below(parent, first.name, name) as extraction:
+            for member in archive:
+                extraction.add(member, archive.extractfile(member) if member.isreg() else None)
 
 
-def first_member(data: bytes) -> tarfile.TarInfo:
-    """What a tar begins with: the thing that was copied."""
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive:
+def first_member(data: IO[bytes]) -> tarfile.TarInfo:
+    """What a tar begins with: the thing that was copied. The file then stands at its start again."""
+    data.seek(0)
+    with tarfile.open(fileobj=data, mode="r|") as archive:
         first = archive.next()
+    data.seek(0)
     if first is None:
         raise InvalidInput("tar: nothing in it")
     return first
-
-
-def _followed(container: Container, path: str) -> str:
-    """Where a symlink in the container leads, inside it."""
-    for _ in range(40):
-        first = first_member(container.copy_out(path))
-        if not first.issym():
-            return path
-        path = posixpath.normpath(posixpath.join("/", posixpath.dirname(path), first.linkname))
-    raise InvalidInput(f"{path}: too many symbolic links")
 
 
 def host_target(target: str, kind: Kind, source: str) -> tuple[Path, str]:
@@ -284,13 +278,14 @@ def container_target(container: Container, path: str, kind: Kind, source: str) -
 
 def kind_inside(container: Container, path: str) -> Kind | None:
     """What a path in the container is; None when there is nothing."""
+    entry = io.BytesIO()
     try:
-        data = container.copy_out(_followed(container, path))
+        container.write_tar(path, entry, follow=True, shallow=True)
     except SandboxError as err:
         if "no such" in str(err):
             return None
         raise
-    return "directory" if first_member(data).isdir() else "file"
+    return "directory" if first_member(entry).isdir() else "file"
 
 
 def pack(source: str, name: str, *, keep_owners: bool) -> bytes:

@@ -34,17 +34,25 @@ def error_lines(error: SandboxError) -> list[str]:
 
 def _details(error: SandboxError) -> list[str]:
     if isinstance(error, DockerfileError):
-        return error.excerpt.splitlines()
+        return indented(error.excerpt)
     if isinstance(error, StepFailed):
         return step_details(error, place="")
     return []
 
 
-def step_details(error: StepFailed, *, place: str) -> list[str]:
-    """What stands around the failed line, and the last it printed. `place` says which step of which stage."""
-    output = [line.rstrip() for line in error.output.splitlines() if line.strip()][-_LAST_LINES:]
+def step_details(error: StepFailed, *, place: str, excerpt: str | None = None) -> list[str]:
+    """What stands around the failed line, and the last it printed. `place` says which step of which stage; `excerpt`
+    replaces the error's own (a cell numbers the lines its own way)."""
+    from sandbox.cli.progress import last_state  # the events' types: no other verb needs them
+
+    output = [shown for line in error.output.split("\n") if (shown := last_state(line).rstrip())][-_LAST_LINES:]
     last = ["  last output:", *(f"    {line}" for line in output)] if output else []
-    return [*([f"  {place}"] if place else []), *error.excerpt.splitlines(), *last]
+    return [*([f"  {place}"] if place else []), *indented(error.excerpt if excerpt is None else excerpt), *last]
+
+
+def indented(excerpt: str) -> list[str]:
+    """The lines of an excerpt below the message they belong to."""
+    return [f"  {line}" for line in excerpt.splitlines()]
 
 
 def system_text(error: OSError) -> str:

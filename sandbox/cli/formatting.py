@@ -41,6 +41,65 @@ class Row(Mapping[str, object], Generic[Item]):
         return len(self._fields)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A list as a caller in this process gets it instead of text: headings, cells, and each item as docker's keys and texts."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    records: tuple[Mapping[str, object], ...]
+
+    def lines(self) -> list[str]:
+        """The table as the terminal shows it."""
+        return aligned([self.headers, *self.rows])
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of some objects, each as docker's JSON has it, and the text that says it."""
+
+    objects: tuple[Mapping[str, object], ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines in a form that was asked for: a template's, JSON's, names."""
+
+    lines: tuple[str, ...]
+
+
+Told = Table | Facts | Lines
+"""What a verb has to say, when it is more than a remark."""
+
+
+def is_taken() -> bool:
+    """Whether the caller is in this process and takes what is told as objects."""
+    return callable(_taker())
+
+
+def show(told: Told) -> None:
+    """Give it to whoever called `run` in this process and asked for objects, else print it."""
+    take = _taker()
+    if callable(take):
+        take(told)
+        return
+    for line in text_lines(told):
+        click.echo(line)
+
+
+def text_lines(told: Told) -> Sequence[str]:
+    """It as the terminal shows it."""
+    if isinstance(told, Table):
+        return told.lines()
+    return (told.text,) if isinstance(told, Facts) else told.lines
+
+
+def _taker() -> object:
+    ctx = click.get_current_context(silent=True)
+    return ctx.find_root().obj if ctx else None
+
+
 class Listing(Generic[Item]):
     """A kind of list: all its fields, and which of them are columns when nothing is said."""
 
@@ -54,16 +113,18 @@ class Listing(Generic[Item]):
         if format == "json":
             yield from (go_json(row) for row in rows)
         elif format is None or format == "table":
-            yield from self._table(rows, columns or self.columns)
+            yield from self.table(rows, columns or self.columns).lines()
         elif format.startswith("table "):
             yield from self._template_table(rows, Template.parse(format.removeprefix("table ").lstrip()))
         else:
             template = Template.parse(format)
             yield from (template.render(row) for row in rows)
 
-    def _table(self, rows: Iterable[Row[Item]], columns: Sequence[str]) -> list[str]:
-        headers = [self.fields[key].header for key in columns]
-        return aligned([headers, *([str(row[key]) for key in columns] for row in rows)])
+    def table(self, rows: Iterable[Row[Item]], columns: Sequence[str]) -> Table:
+        """The rows in these columns."""
+        headers = tuple(self.fields[key].header for key in columns)
+        records = tuple(rows)
+        return Table(headers, tuple(tuple(row[key] for key in columns) for row in records), records)
 
     def _template_table(self, rows: Iterable[Row[Item]], template: Template) -> list[str]:
         headers = {key: field.header for key, field in self.fields.items()}
@@ -71,9 +132,11 @@ class Listing(Generic[Item]):
         return aligned([text.split("\t") for text in texts])
 
     def show(self, items: Iterable[Item], format: str | None, *, columns: Sequence[str] | None = None) -> None:
-        """Print the list."""
-        for line in self.lines(items, format, columns=columns):
-            click.echo(line)
+        """Print the list, or give it to a caller in this process."""
+        if format in (None, "table"):
+            show(self.table((Row(self.fields, item) for item in items), columns or self.columns))
+        else:
+            show(Lines(tuple(self.lines(items, format, columns=columns))))
 
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:

@@ -13,7 +13,7 @@ import click
 
 from sandbox.cli.filters import Filters, has_label, is_true, parse_filters, reference_matches
 from sandbox.cli.flags import verb
-from sandbox.cli.formatting import Field, Listing, age_text, short_id, shortened, size_text, time_text
+from sandbox.cli.formatting import Field, Lines, Listing, age_text, short_id, shortened, show, size_text, time_text
 from sandbox.cli.invocation import complete_images, each, engine
 from sandbox.errors import InvalidOption
 
@@ -77,8 +77,7 @@ def images(
         wants_digest = digests or _names_digest(format)
         shown = [ShownImage(row, _manifest_digest(opened, row) if wants_digest else "", now, not no_trunc) for row in rows]
     if quiet:
-        for line in dict.fromkeys(item.id for item in shown):
-            click.echo(line)
+        show(Lines(tuple(dict.fromkeys(item.id for item in shown))))
         return
     columns = ["Repository", "Tag", *(["Digest"] if digests else []), "ID", "CreatedSince", "Size"]
     IMAGES.show(shown, format, columns=columns)
@@ -191,11 +190,14 @@ def history(image: str, human: bool, format: str | None, no_trunc: bool, quiet: 
 @click.argument("names", nargs=-1, required=True, metavar="IMAGE...", shell_complete=complete_images)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write here and not to stdout.")
 @click.option("--format", type=click.Choice(["docker", "oci"]), default="docker", show_default=True, help="Kind of archive.")
-def save(names: Sequence[str], output: str | None, format: Literal["docker", "oci"]) -> None:
+@click.option("--compression", type=click.Choice(["none", "gzip", "zstd"]), help="Of the layers (default: as the image has them).")
+def save(
+    names: Sequence[str], output: str | None, format: Literal["docker", "oci"], compression: Literal["none", "gzip", "zstd"] | None
+) -> None:  # fmt: skip
     """Write images, with their names, to a tar archive."""
     refuse_terminal(output)
     with engine() as opened:
-        opened.save(names, output if output is not None else sys.stdout.buffer, format=format)
+        opened.save(names, output if output is not None else sys.stdout.buffer, format=format, compression=compression)
 
 
 def refuse_terminal(output: str | None) -> None:

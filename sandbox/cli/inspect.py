@@ -10,6 +10,8 @@ import click
 
 from sandbox.cli.failures import show_error
 from sandbox.cli.flags import verb
+from sandbox.cli.formatting import Facts as Told
+from sandbox.cli.formatting import Lines, is_taken, show
 from sandbox.cli.invocation import complete_containers, complete_images, engine
 from sandbox.cli.templates import Template, go_json
 from sandbox.errors import ContainerNotFound, ImageNotFound, InvalidReference, SandboxError
@@ -61,10 +63,11 @@ def show_objects(names: Sequence[str], look: Look, format: str | None) -> int:
             except _NOT_FOUND as err:
                 missing.append(err)
     if template:
-        for facts in found:
-            click.echo(template.render(facts))
-    else:
-        click.echo(go_json(found) if format == "json" else json.dumps(found, indent=4, ensure_ascii=False))
+        show(Lines(tuple(template.render(facts) for facts in found)))
+    elif format == "json":
+        show(Lines((go_json(found),)))
+    elif found or not is_taken():
+        show(Told(tuple(found), json.dumps(found, indent=4, ensure_ascii=False)))
     for error in missing:
         show_error(error, ())
     return 1 if missing else 0

@@ -56,14 +56,28 @@ def each(names: Sequence[str], action: Callable[[str], str | None]) -> int:
 
 
 def confirm(question: str) -> bool:
-    """docker's `[y/N]` question; without a terminal to answer from it is a no."""
-    click.echo(f"{question} [y/N] ", nl=False)
-    answer = sys.stdin.readline() if not sys.stdin.closed else ""
+    """docker's `[y/N]` question; when nobody can be asked it is a no. A notebook asks through input()."""
+    from sandbox.cli.formatting import is_taken
+
+    if is_taken():
+        try:
+            answer = input(f"{question} [y/N] ")
+        except (EOFError, NotImplementedError):  # this front end allows no questions
+            click.echo(f"{question}\nnobody can be asked here: nothing was removed; add -f", err=True)
+            return False
+    else:
+        click.echo(f"{question} [y/N] ", nl=False)
+        answer = sys.stdin.readline() if not sys.stdin.closed else ""
     return answer.strip().lower() in ("y", "yes")
 
 
 def write_bytes(data: bytes, fd: int = 1) -> None:
-    """Everything to the descriptor, unbuffered."""
+    """Everything to the descriptor, unbuffered; a caller in this process has a sys.stdout of its own (a cell), which gets text."""
+    from sandbox.cli.formatting import is_taken
+
+    if is_taken():
+        click.echo(data.decode("utf-8", "replace"), nl=False, err=fd == 2)
+        return
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
+import json
 import re
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from sandbox.build.events import BuildDone, BuildEvent, BuildStarted, BuildWarning, StepDone, StepError, StepOutput, StepStarted
@@ -39,15 +41,15 @@ class Lines:
         """The lines that are whole now."""
         *whole, self._rest = (self._rest + self._decoder.decode(data)).split("\n")
         self._rest = self._rest[-65536:]  # a program that prints no line end must not fill the memory
-        return [_last_state(line) for line in whole]
+        return [last_state(line) for line in whole]
 
     def flush(self) -> list[str]:
         """What is left without a line end."""
         rest, self._rest = self._rest + self._decoder.decode(b"", final=True), ""
-        return [_last_state(rest)] if rest else []
+        return [last_state(rest)] if rest else []
 
 
-def _last_state(line: str) -> str:
+def last_state(line: str) -> str:
     """What a terminal would show of it in the end, without colours."""
     return _ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
 
@@ -69,7 +71,7 @@ class Face:
         """Nothing more will come."""
 
     def __call__(self, event: BuildEvent) -> None:
-        """Called by the builder, from its thread."""
+        """Called by the builder, one event after the other."""
         if handler := self.handlers.get(type(event)):
             handler(event)
 
@@ -92,15 +94,43 @@ def warning_text(event: BuildWarning) -> str:
     return f"warning: {f'line {event.line}: ' if event.line else ''}{event.message}"
 
 
+class JsonFace(Face):
+    """One JSON object a line, for programs: `event` is the type in snake case, the rest its fields; `time` in seconds since 1970."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time) -> None:
+        super().__init__(stream)
+        self._clock = clock
+
+    def __call__(self, event: BuildEvent) -> None:
+        """Called by the builder."""
+        fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
+        if isinstance(event, StepOutput):
+            fields["data"] = event.data.decode("utf-8", "backslashreplace")
+        self.write(json.dumps({"time": round(self._clock(), 6), "event": _snake(type(event).__name__), **fields}))
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+@dataclasses.dataclass
+class _Running:
+    """A step at work: since when, and what it printed that is no whole line yet."""
+
+    begun: float
+    lines: dict[str, Lines] = dataclasses.field(default_factory=lambda: {"stdout": Lines(), "stderr": Lines()})
+    recent: deque[str] = dataclasses.field(default_factory=lambda: deque(maxlen=_SHOWN_LINES))
+
+
 class PlainFace(Face):
-    """One line an event, for logs: `#3 [2/5] COPY …`, `#3 0.412 its output`, `#3 DONE 0.4s`, `#3 CACHED`."""
+    """One line an event, for logs: `#3 [2/5] COPY …`, `#3 0.412 its output`, `#3 DONE 0.4s`, `#3 CACHED`. Steps of several
+    stages interleave: the number says whose a line is."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = monotonic) -> None:
         super().__init__(stream)
         self._clock = clock
         self._several = False
-        self._begun = 0.0
-        self._lines: dict[str, Lines] = {}
+        self._running: dict[int, _Running] = {}
         self.handlers = {
             BuildStarted: self._plan,
             StepStarted: self._start,
@@ -115,19 +145,21 @@ class PlainFace(Face):
         self._several = len(event.stages) > 1
 
     def _start(self, event: StepStarted) -> None:
-        self._begun, self._lines = self._clock(), {"stdout": Lines(), "stderr": Lines()}
+        self._running[event.index] = _Running(self._clock())
         self.write(f"#{event.index} [{label(event, several=self._several)}] {event.text}")
 
     def _output(self, event: StepOutput) -> None:
-        self._print(event.index, self._lines.setdefault(event.stream, Lines()).feed(event.data))
+        step = self._running[event.index]
+        self._print(event.index, step, step.lines[event.stream].feed(event.data))
 
-    def _print(self, index: int, lines: list[str]) -> None:
+    def _print(self, index: int, step: _Running, lines: list[str]) -> None:
         for line in lines:
-            self.write(f"#{index} {self._clock() - self._begun:.3f} {line}")
+            self.write(f"#{index} {self._clock() - step.begun:.3f} {line}")
 
     def _flush(self, index: int) -> None:
-        for lines in self._lines.values():
-            self._print(index, lines.flush())
+        if step := self._running.pop(index, None):
+            for lines in step.lines.values():
+                self._print(index, step, lines.flush())
 
     def _done(self, event: StepDone) -> None:
         self._flush(event.index)
@@ -135,7 +167,7 @@ class PlainFace(Face):
 
     def _failed(self, event: StepError) -> None:
         self._flush(event.index)
-        self.write(f"#{event.index} ERROR: {event.message}\n")
+        self.write(f"#{event.index} CANCELED\n" if event.canceled else f"#{event.index} ERROR: {event.message}\n")
 
     def _all_done(self, event: BuildDone) -> None:
         for line in summary(event):
@@ -143,8 +175,10 @@ class PlainFace(Face):
 
 
 def label(event: Step, *, several: bool) -> str:
-    """`2/5`, with the stage before it when there is more than one."""
-    return f"{event.stage} {event.index}/{event.total}" if several else f"{event.index}/{event.total}"
+    """`2/5`; with more than one stage its name and the step's number in it, as buildx has it."""
+    if not several:
+        return f"{event.index}/{event.total}"
+    return f"{event.stage} {event.step}/{event.steps}" if event.steps else f"{event.stage} {event.index}/{event.total}"
 
 
 def summary(event: BuildDone) -> list[str]:
@@ -166,9 +200,7 @@ class TerminalFace(Face):
         self._clock = clock
         self._rows: list[Step] = []
         self._several = False
-        self._begun = 0.0
-        self._lines: dict[str, Lines] = {}
-        self._recent: deque[str] = deque(maxlen=_SHOWN_LINES)
+        self._running: dict[int, _Running] = {}
         self._is_over = False
         self._live: Live = RichLive(console=self._console, get_renderable=self.render, refresh_per_second=8, transient=True)
         self.handlers = {
@@ -191,26 +223,26 @@ class TerminalFace(Face):
             return
         self._is_over = True
         self._live.stop()
-        for row in self._rows:
+        for row in sorted(self._rows, key=lambda row: row.index):  # in the Dockerfile's order, not in that of time
             self._console.print(self._row(row))
 
     def _plan(self, event: BuildStarted) -> None:
         self._several = len(event.stages) > 1
 
     def _start(self, event: StepStarted) -> None:
-        self._begun, self._lines = self._clock(), {"stdout": Lines(), "stderr": Lines()}
-        self._recent.clear()
+        self._running[event.index] = _Running(self._clock())
         self._rows.append(event)
 
     def _output(self, event: StepOutput) -> None:
-        self._recent.extend(line for line in self._lines.setdefault(event.stream, Lines()).feed(event.data) if line.strip())
+        if step := self._running.get(event.index):
+            step.recent.extend(line for line in step.lines[event.stream].feed(event.data) if line.strip())
 
     def _replace(self, event: StepDone | StepError) -> None:
-        if self._rows and self._rows[-1].index == event.index:
-            self._rows[-1] = event
-        else:
-            self._rows.append(event)
-        self._recent.clear()
+        """The row of a step that ended goes above those still at work."""
+        self._running.pop(event.index, None)
+        ended = [row for row in self._rows if not isinstance(row, StepStarted)]
+        at_work = [row for row in self._rows if isinstance(row, StepStarted) and row.index != event.index]
+        self._rows = [*ended, event, *at_work]
 
     def _all_done(self, event: BuildDone) -> None:
         self.close()
@@ -220,11 +252,19 @@ class TerminalFace(Face):
     def render(self) -> RenderableType:
         """The view now: as many of the last rows as the screen has room for, then the running step's lines."""
         from rich.console import Group
+
+        at_work = [row for row in self._rows if isinstance(row, StepStarted)]
+        shares = [(row, self._recent(row, max(1, _SHOWN_LINES // len(at_work)))) for row in at_work]
+        room = max(1, self._console.size.height - sum(1 + len(lines) for _, lines in shares) - 1)
+        ended = [row for row in self._rows if not isinstance(row, StepStarted)][-room:]
+        return Group(*map(self._row, ended), *(part for row, lines in shares for part in (self._row(row), *lines)))
+
+    def _recent(self, row: Step, count: int) -> list[RenderableType]:
+        """The last lines of a step at work; steps at work share the room."""
         from rich.text import Text
 
-        recent = [Text(f"     {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in list(self._recent)]
-        room = max(1, self._console.size.height - len(recent) - 1)
-        return Group(*(self._row(row) for row in self._rows[-room:]), *recent)
+        lines = list(self._running[row.index].recent)[-count:]
+        return [Text(f"     {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in lines]
 
     def _row(self, row: Step) -> RenderableType:
         from rich.table import Table
@@ -241,10 +281,12 @@ class TerminalFace(Face):
 
     def _state(self, row: Step) -> tuple[str, str, str]:
         """Mark, style and what stands on the right."""
+        if isinstance(row, StepError) and row.canceled:
+            return "–", "dim", "CANCELED"
         if isinstance(row, StepError):
             return "✗", "bold red", f"ERROR {seconds_text(row.seconds)}"
         if isinstance(row, StepStarted):
-            return "•", "cyan", seconds_text(self._clock() - self._begun)
+            return "•", "cyan", seconds_text(self._clock() - self._running[row.index].begun)
         if row.cached:
             return "✓", "blue", "CACHED"
         size = f"{size_text(row.bytes)}  " if row.bytes else ""

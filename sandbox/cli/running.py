@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.flags import given, verb
+from sandbox.cli.formatting import is_taken
 from sandbox.cli.invocation import complete_containers, complete_images, each, engine, write_bytes
 from sandbox.cli.terminal import SignalProxy, Stdio, followed_window
 from sandbox.errors import InvalidOption
@@ -20,6 +22,7 @@ from sandbox.options import RUN, RunOptions, parse_env_file, with_environment
 if TYPE_CHECKING:
     from sandbox.engine import Completed, Container, Handling, Running
 
+_FD = {"stdout": 1, "stderr": 2}
 _EXEC = [row for row in RUN if row.field in ("detach", "interactive", "tty", "env", "env_file", "workdir", "user")]
 _CREATE = [row for row in RUN if row.field not in ("detach",)]
 image_argument = click.argument("image", shell_complete=complete_images)
@@ -72,7 +75,7 @@ def start(names: Sequence[str], attached: bool, interactive: bool) -> int:
 
 
 def _start(container: Container, name: str) -> str:
-    if container.status != "running":  # docker: starting what runs is no error
+    if container.status not in ("running", "paused", "restarting"):  # docker: starting what runs is no error
         container.start()
     return name
 
@@ -116,12 +119,15 @@ def attach(running: Running, options: RunOptions, signals: SignalProxy) -> Compl
         if options.tty and os.isatty(1):
             entered.enter_context(followed_window(running, 1))
         signals.to(running)
-        return running.wait(write_output)
+        return running.wait(output_writer())
 
 
-def write_output(stream: str, data: bytes) -> None:
-    """The program's bytes where they belong, unbuffered."""
-    write_bytes(data, 2 if stream == "stderr" else 1)
+def output_writer() -> Callable[[str, bytes], None]:
+    """What takes the program's bytes to where they belong; a character whose bytes come one by one stays whole for `write_bytes`."""
+    if not is_taken():
+        return lambda stream, data: write_bytes(data, _FD[stream])
+    decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in _FD}
+    return lambda stream, data: write_bytes(decoders[stream].decode(data).encode(), _FD[stream])
 
 
 def tell_end(completed: Completed, signals: SignalProxy) -> int:

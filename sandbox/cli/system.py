@@ -11,10 +11,11 @@ from importlib.metadata import version as installed_version
 import click
 
 from sandbox.cli.flags import verb
-from sandbox.cli.formatting import size_text
+from sandbox.cli.formatting import Facts, Lines, show, size_text
 from sandbox.cli.images import format_option
 from sandbox.cli.invocation import confirm, engine
 from sandbox.cli.templates import Template, go_json
+from sandbox.errors import InvalidOption
 
 force_option = click.option("-f", "--force", is_flag=True, help="Do not ask.")
 
@@ -37,10 +38,9 @@ def version(format: str | None) -> None:
     }
     if format:
         data = {"Client": facts, "Server": facts}  # docker's two halves; here they are one
-        click.echo(go_json(data) if format == "json" else Template.parse(format).render(data))
+        show(Lines((go_json(data) if format == "json" else Template.parse(format).render(data),)))
         return
-    for key, value in facts.items():
-        click.echo(f"{key + ':':<16}{value}")
+    show(Facts((facts,), "\n".join(f"{key + ':':<16}{value}" for key, value in facts.items())))
 
 
 @verb("info")
@@ -64,10 +64,10 @@ def info(format: str | None) -> None:
             "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         }
     if format:
-        click.echo(go_json(facts) if format == "json" else Template.parse(format).render(facts))
+        show(Lines((go_json(facts) if format == "json" else Template.parse(format).render(facts),)))
         return
-    for key, value in facts.items():
-        click.echo(f"{key}: {size_text(value) if key == 'MemTotal' and isinstance(value, int) else value}")
+    said = {**facts, "MemTotal": size_text(float(str(facts["MemTotal"])))}
+    show(Facts((facts,), "\n".join(f"{key}: {value}" for key, value in said.items())))
 
 
 @verb("doctor")
@@ -76,8 +76,18 @@ def doctor(format: str | None) -> int:
     """Say what this machine allows, and what each missing thing costs. The status is 1 when containers cannot run."""
     from sandbox import doctor as checks
 
+    if format not in (None, "json"):
+        raise InvalidOption(f"doctor --format {format!r}: only json is possible")
     with engine() as opened:
         return checks.show(sys.stdout, root=opened.root, as_json=format == "json")
+
+
+@verb("restore")
+def restore() -> None:
+    """After a reboot, start what its restart policy wants running, and print the names."""
+    with engine() as opened:
+        for container in opened.restore():
+            click.echo(container.name)
 
 
 _EVERYTHING = """WARNING! This will remove:

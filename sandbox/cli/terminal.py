@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from sandbox.cli.formatting import is_taken
 from sandbox.options import RunOptions
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Stdio:
         from sandbox.engine import Streams
 
         with ExitStack() as opened:
-            if options.tty:
+            if options.tty and not is_taken():
                 if options.interactive:  # before the program starts: going raw throws away what was typed before
                     opened.enter_context(raw_keys(0))
                 yield cls(Streams(stdin=0 if options.interactive else None, stdout=1, stderr=1, window=window_size(1)))
@@ -67,8 +68,8 @@ def window_size(fd: int) -> tuple[int, int] | None:
 
 
 def _unless_terminal(fd: int) -> int | None:
-    """None makes the runtime read a pipe, whose bytes `attach` then writes."""
-    return None if os.isatty(fd) else fd
+    """None makes the runtime read a pipe, whose bytes `attach` then writes: to a terminal, or a caller in this process."""
+    return None if is_taken() or os.isatty(fd) else fd
 
 
 @contextmanager

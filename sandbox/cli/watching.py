@@ -13,7 +13,7 @@ import click
 
 from sandbox.cli.containers import name_argument
 from sandbox.cli.flags import verb
-from sandbox.cli.formatting import Field, Listing, aligned, memory_text, short_id
+from sandbox.cli.formatting import Field, Listing, Table, is_taken, memory_text, short_id, show
 from sandbox.cli.images import format_option, no_trunc_option
 from sandbox.cli.invocation import complete_containers, engine
 from sandbox.errors import ContainerNotFound, WrongState
@@ -31,9 +31,9 @@ def top(name: str) -> None:
     """List the processes of a container, with the pids this machine knows them by."""
     with engine() as opened:
         rows = opened.container(name).top()
-    table = [["UID", "PID", "PPID", "TIME", "CMD"], *([r.user, str(r.pid), str(r.ppid), r.time, r.command] for r in rows)]
-    for line in aligned(table):
-        click.echo(line)
+    headers = ("UID", "PID", "PPID", "TIME", "CMD")
+    cells = tuple((r.user, str(r.pid), str(r.ppid), r.time, r.command) for r in rows)
+    show(Table(headers, cells, tuple(dict(zip(headers, row, strict=True)) for row in cells)))
 
 
 @dataclass(frozen=True)
@@ -103,22 +103,25 @@ STATS: Listing[Measured] = Listing(
 @format_option
 @no_trunc_option
 def stats(names: Sequence[str], show_all: bool, no_stream: bool, format: str | None, no_trunc: bool) -> None:
-    """Show what containers use (all running ones when none is named), again every second."""
+    """Show what containers use (all running ones when none is named), again every second; in a cell once."""
+    no_stream |= is_taken()
     with engine() as opened:
         found = [opened.container(name) for name in names]
         clock, before = threading.Event(), {c.id: _look(c) for c in found or opened.containers(all=show_all)}
         while not clock.wait(_INTERVAL):
             shown = found or opened.containers(all=show_all)
             now = {c.id: _look(c, before.get(c.id)) for c in shown}
-            _show_once([Measured(c, now[c.id], not no_trunc) for c in shown], format, clear=not no_stream)
+            measured = [Measured(c, now[c.id], not no_trunc) for c in shown]
             if no_stream:
+                STATS.show(measured, format)
                 return
+            _show_again(measured, format)
             before = now
 
 
-def _show_once(measured: Sequence[Measured], format: str | None, *, clear: bool) -> None:
+def _show_again(measured: Sequence[Measured], format: str | None) -> None:
     text = "\n".join(STATS.lines(measured, format))
-    click.echo((_HOME_AND_CLEAR if clear and sys.stdout.isatty() else "") + text)
+    click.echo((_HOME_AND_CLEAR if sys.stdout.isatty() else "") + text)
     sys.stdout.flush()
 
 

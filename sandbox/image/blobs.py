@@ -8,15 +8,17 @@ import io
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from sandbox.errors import DigestMismatch, ImageError
+from sandbox.image.flights import locked_file
 from sandbox.oci import Descriptor, Digest
 
 _CHUNK = 1 << 20
-_TEMPORARY = ".new-"
+_TEMPORARY, _PARTIAL = ".new-", ".part-"
 
 
 class Hasher:
@@ -113,6 +115,24 @@ def check(promised: Descriptor, digest: Digest, size: int) -> None:
         raise DigestMismatch(f"blob {wanted[:19]}…: expected {wanted}, got {digest}", expected=wanted, actual=digest)
 
 
+@dataclass(frozen=True)
+class Partial:
+    """A blob on its way here: the file of `fd`, which stands at `path` until `keep`."""
+
+    fd: int
+    path: Path
+    target: Path
+
+    def keep(self) -> None:
+        """It is whole and was checked: give it its place."""
+        os.fsync(self.fd)
+        os.rename(self.path, self.target)
+
+    def start_anew(self) -> None:
+        """What is in it is wrong."""
+        os.ftruncate(self.fd, 0)
+
+
 class Blobs:
     """The blobs below one directory. A file under its digest is complete: it got there by rename, after fsync."""
 
@@ -132,8 +152,12 @@ class Blobs:
         if isinstance(source, bytes) and self.has(digest := Digest.of(source)) and expected is None:
             return Descriptor(media_type, digest, len(source))
         chunks = [source] if isinstance(source, bytes) else iter(lambda: source.read(_CHUNK), b"")
+        return self.put_pieces(chunks, media_type, expected)
+
+    def put_pieces(self, pieces: Iterable[bytes], media_type: str, expected: Descriptor | None = None) -> Descriptor:
+        """As `put`, for bytes that are made while they are stored."""
         with self._temporary() as (fd, path):
-            digest, size = digest_of(_tee(chunks, fd))
+            digest, size = digest_of(_tee(pieces, fd))
             if expected is not None:
                 check(expected, digest, size)
             os.fsync(fd)
@@ -147,6 +171,19 @@ class Blobs:
         except FileNotFoundError as err:
             raise ImageError(f"blob {descriptor.digest[:19]}…: not in the store", hint="load or pull the image again") from err
 
+    @contextlib.contextmanager
+    def partial(self, digest: str, wait: Callable[[Callable[[], bool]], None]) -> Iterator[Partial | None]:
+        """The growing file of a blob, ours alone; whatever an earlier writer left is in it, and what we leave stays for the next.
+        None when the blob is here, also when another writer ended it while we waited. `wait` tries until it succeeds."""
+        path = self.directory / f"{_PARTIAL}{Digest.parse(digest).hex}"
+        fd = locked_file(path, wait)
+        try:
+            yield None if self.has(digest) else Partial(fd, path, self.path(digest))
+        finally:
+            if self.has(digest) or not os.fstat(fd).st_size:
+                path.unlink(missing_ok=True)
+            os.close(fd)
+
     def remove(self, digest: str) -> int:
         """Delete the blob if it is here; the bytes freed."""
         path = self.path(digest)
@@ -159,12 +196,12 @@ class Blobs:
 
     def digests(self) -> list[Digest]:
         """All blobs here."""
-        return [Digest.parse(f"sha256:{name}") for name in os.listdir(self.directory) if not name.startswith(_TEMPORARY)]
+        return [Digest.parse(f"sha256:{name}") for name in os.listdir(self.directory) if not name.startswith(".")]
 
     def remove_temporary(self) -> None:
         """Delete what killed writers left; only while nobody writes."""
         for name in os.listdir(self.directory):
-            if name.startswith(_TEMPORARY):
+            if name.startswith((_TEMPORARY, _PARTIAL)):
                 (self.directory / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The store's tables: names, images, snapshots, layer blobs and the build cache, in one sqlite file.
 
-WAL with synchronous=NORMAL: no commit is lost by killing a process; a power cut may lose the last ones, which leaves
-files without rows (swept by prune), never rows without files. Every write is one `begin immediate` transaction.
+WAL with synchronous=NORMAL: no commit is lost by killing a process; a power cut may lose the last ones. It may also keep a
+row and lose the files it is about: `unsynced` names the snapshots whose files nobody has brought to the disk yet, `boot`
+the boot they were made in (durability.py decides). Every write is one `begin immediate` transaction.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox.errors import ImageError
 from sandbox.oci import Descriptor, Digest
 
-_VERSION = 1
+_VERSION = 3
 _SCHEMA = """
 begin immediate;
 create table if not exists images (id text primary key, manifest text not null) without rowid;
@@ -27,9 +28,15 @@ create table if not exists snapshots (
     regenerable integer not null) without rowid;
 create table if not exists layers (diff_id text not null, digest text not null, media_type text not null, size integer not null,
     primary key (diff_id, digest)) without rowid;
+create table if not exists packed (diff_id text not null, media_type text not null, digest text not null, size integer not null,
+    primary key (diff_id, media_type)) without rowid;
+create table if not exists digests (name text not null, digest text not null, image text not null,
+    primary key (name, digest)) without rowid;
+create table if not exists unsynced (chain_id text primary key) without rowid;
+create table if not exists boot (id text not null);
 create table if not exists steps (key text primary key, parent text, chain_id text) without rowid;
 create index if not exists names_by_image on names (image);
-pragma user_version = 1;
+pragma user_version = 3;
 commit;
 """
 _ANCESTORS = """
@@ -89,6 +96,8 @@ class Catalog:
     def add_snapshot(self, row: SnapshotRow) -> None:
         """Remember a snapshot whose directory is in place; the same one twice is the same."""
         with self.write() as db:
+            if not db.execute("select 1 from snapshots where chain_id = ?", (row.chain_id,)).fetchone():
+                db.execute("insert or ignore into unsynced values (?)", (row.chain_id,))
             db.execute(
                 "insert into snapshots values (?, ?, ?, ?, ?, ?)"
                 " on conflict do update set regenerable = max(regenerable, excluded.regenerable)",
@@ -114,6 +123,22 @@ class Catalog:
         with self.write() as db:
             db.execute("delete from snapshots where chain_id = ?", (chain_id,))
             db.execute("delete from steps where parent = ?1 or chain_id = ?1", (chain_id,))
+            db.execute("delete from unsynced where chain_id = ?", (chain_id,))
+
+    def unsynced(self) -> list[str]:
+        """Chain ids whose files may not be on the disk yet."""
+        return [row[0] for row in self._db().execute("select chain_id from unsynced")]
+
+    def boot(self) -> str | None:
+        """The boot that the last user of the store ran in."""
+        row = self._db().execute("select id from boot").fetchone()
+        return row[0] if row else None
+
+    def set_boot(self, boot: str) -> None:
+        """Remember the boot."""
+        with self.write() as db:
+            db.execute("delete from boot")
+            db.execute("insert into boot values (?)", (boot,))
 
     # layer blobs
 
@@ -132,12 +157,34 @@ class Catalog:
         """Forget a layer blob."""
         with self.write() as db:
             db.execute("delete from layers where digest = ?", (digest,))
+            db.execute("delete from packed where digest = ?", (digest,))
+
+    def add_packed(self, diff_id: str, descriptor: Descriptor) -> None:
+        """Remember the blob that a layer was compressed to."""
+        with self.write() as db:
+            row = (diff_id, descriptor.media_type, descriptor.digest, descriptor.size)
+            db.execute("insert or replace into packed values (?, ?, ?, ?)", row)
+
+    def packed(self, diff_id: str, media_type: str) -> list[Descriptor]:
+        """Blobs of this media type that hold a layer: compressed here, or received."""
+        rows = self._db().execute(
+            "select digest, size from packed where diff_id = ?1 and media_type = ?2"
+            " union select digest, size from layers where diff_id = ?1 and media_type = ?2",
+            (diff_id, media_type),
+        )
+        return [Descriptor(media_type, digest, size) for digest, size in rows]
+
+    def packed_blobs(self) -> list[tuple[str, str]]:
+        """(diff_id, digest) of everything compressed here."""
+        return list(self._db().execute("select diff_id, digest from packed"))
 
     # images and names
 
-    def add_image(self, image_id: str, manifest: str) -> None:
-        """Remember an image whose documents are in place; a later manifest of the same image replaces the earlier."""
+    def add_image(self, image_id: str, manifest: str, synced: Sequence[str] = ()) -> None:
+        """Remember an image whose documents are in place; a later manifest of the same image replaces the earlier.
+        `synced`: snapshots that are on the disk by now."""
         with self.write() as db:
+            db.executemany("delete from unsynced where chain_id = ?", [(chain_id,) for chain_id in synced])
             db.execute("insert into images values (?, ?) on conflict do update set manifest = excluded.manifest", (image_id, manifest))
 
     def manifest_of(self, image_id: str) -> str | None:
@@ -157,6 +204,7 @@ class Catalog:
         """Forget an image and its names."""
         with self.write() as db:
             db.execute("delete from names where image = ?", (image_id,))
+            db.execute("delete from digests where image = ?", (image_id,))
             return db.execute("delete from images where id = ?", (image_id,)).rowcount > 0
 
     def set_name(self, reference: str, image_id: str) -> bool:
@@ -166,6 +214,20 @@ class Catalog:
             if known:
                 db.execute("insert or replace into names values (?, ?)", (reference, image_id))
             return bool(known)
+
+    def add_digest(self, name: str, digest: str, image_id: str) -> None:
+        """Remember the digest by which a repository knows an image."""
+        with self.write() as db:
+            db.execute("insert or replace into digests values (?, ?, ?)", (name, digest, image_id))
+
+    def digests_of(self, image_id: str) -> list[tuple[str, str]]:
+        """(repository, digest) by which an image is known elsewhere, sorted."""
+        return list(self._db().execute("select name, digest from digests where image = ? order by name, digest", (image_id,)))
+
+    def image_of_digest(self, name: str, digest: str) -> str | None:
+        """The image that a repository knows by this digest."""
+        row = self._db().execute("select image from digests where name = ? and digest = ?", (name, digest)).fetchone()
+        return row[0] if row else None
 
     def drop_name(self, reference: str) -> bool:
         """Forget a name."""
@@ -192,6 +254,11 @@ class Catalog:
         row: tuple[str | None] | None = self._db().execute(_STEP, (key,)).fetchone()
         return row
 
+    def drop_steps(self) -> None:
+        """Forget what every step led to."""
+        with self.write() as db:
+            db.execute("delete from steps")
+
     def set_step(self, key: str, parent: str | None, chain_id: str | None) -> None:
         """Remember what a step led to."""
         with self.write() as db:
@@ -210,6 +277,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
     db.execute("pragma synchronous = normal")
     version: int = db.execute("pragma user_version").fetchone()[0]
+    if version in (1, 2):  # what is new are tables only
+        db.executescript(_SCHEMA)
+        version = _VERSION
     if version != _VERSION:
         db.close()
         raise ImageError(f"{path}: written by another version of jupyter-sandbox", hint="update the older one, or choose another --root")

@@ -12,20 +12,27 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import IO
 
 from sandbox.errors import ImageError, InvalidImage
 from sandbox.image import tar
+from sandbox.image.owners import NOTE, owner_of
 from sandbox.image.tar import Member
 from sandbox.image.tree import Tree, is_opaque, is_whiteout
 
 WHITEOUT = b".wh."
 OPAQUE_MARK = b".wh..wh..opq"
 CHUNK = 1 << 20
-_KINDS = {stat.S_IFREG: tar.FILE, stat.S_IFDIR: tar.DIRECTORY, stat.S_IFLNK: tar.SYMLINK, stat.S_IFIFO: tar.FIFO,
-          stat.S_IFCHR: tar.CHAR, stat.S_IFBLK: tar.BLOCKDEV}
+_KINDS = {
+    stat.S_IFREG: tar.FILE,
+    stat.S_IFDIR: tar.DIRECTORY,
+    stat.S_IFLNK: tar.SYMLINK,
+    stat.S_IFIFO: tar.FIFO,
+    stat.S_IFCHR: tar.CHAR,
+    stat.S_IFBLK: tar.BLOCKDEV,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +89,56 @@ class Changeset:
         return entry is not None and entry.is_dir
 
 
+def content_size(upper: str | os.PathLike[str]) -> int:
+    """Bytes of the regular files below a directory, hard links once: a Changeset's `content_size` without reading them."""
+    total, seen = 0, set[int]()
+    pending = [os.fspath(upper)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_nlink == 1 or status.st_ino not in seen:
+                        seen.add(status.st_ino)
+                        total += status.st_size
+    return total
+
+
 def write_tar(upper: str | os.PathLike[str], out: IO[bytes], lowers: Sequence[str]) -> None:
     """Write the changeset of an upper directory above these layers; the same trees give the same bytes."""
     for chunk in Changeset(upper, lowers):
         out.write(chunk)
 
 
+class FlatTar:
+    """The tar of a whole file system, all layers merged, made while iterated like a Changeset. `owner`: (uid, gid) of every
+    entry, None: as they are."""
+
+    def __init__(self, tree: Tree, owner: tuple[int, int] | None = None) -> None:
+        self._tree = tree
+        self._owner = owner
+
+    def __iter__(self) -> Iterator[memoryview]:
+        packer = _Packer()
+        linked: dict[tuple[int, int], bytes] = {}
+        for entry in self._tree.walk("/"):
+            if entry.path == "/" or stat.S_ISSOCK(entry.stat.st_mode):
+                continue
+            item = _describe(os.fsencode(entry.path[1:]), os.fsencode(entry.source), entry.stat, linked)
+            member = item.member if self._owner is None else replace(item.member, uid=self._owner[0], gid=self._owner[1])
+            yield from packer.add(tar.encode(member))
+            if item.source is not None:
+                yield from packer.add_file(item.source, member.size)
+        yield from packer.add(bytes(2 * tar.BLOCK))
+        yield from packer.rest()
+
+
 class ChangesetReader(io.RawIOBase):
     """A changeset as a stream to read from."""
 
-    def __init__(self, changes: Changeset) -> None:
+    def __init__(self, changes: Iterable[memoryview]) -> None:
         self._chunks = iter(changes)
         self._rest = memoryview(b"")
 
@@ -115,7 +162,7 @@ def _scan(directory: bytes, prefix: bytes) -> list[tuple[bytes, os.DirEntry[byte
 
 def _describe(name: bytes, path: bytes, status: os.stat_result, linked: dict[tuple[int, int], bytes]) -> _Item:
     mode, kind = status.st_mode, stat.S_IFMT(status.st_mode)
-    member = Member(name, _KINDS[kind], stat.S_IMODE(mode), status.st_uid, status.st_gid, mtime=int(status.st_mtime_ns // 1_000_000_000))
+    member = Member(name, _KINDS[kind], stat.S_IMODE(mode), *owner_of(path, status), mtime=int(status.st_mtime_ns // 1_000_000_000))
     if kind == stat.S_IFREG:
         return _describe_file(member, path, status, linked)
     if kind == stat.S_IFDIR:
@@ -154,7 +201,7 @@ def _xattrs(path: bytes) -> dict[bytes, bytes]:
 
 
 def _is_kept(name: str) -> bool:
-    return name == "security.capability" or (name.startswith("user.") and not name.startswith("user.overlay."))
+    return name == "security.capability" or (name.startswith("user.") and not name.startswith(("user.overlay.", NOTE)))
 
 
 class _Packer:
@@ -196,5 +243,3 @@ class _Packer:
         if self._used:
             yield self._buffer[: self._used]
             self._used = 0
-
-

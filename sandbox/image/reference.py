@@ -110,8 +110,10 @@ def _check(text: str, registry: str, repository: str, tag: str | None) -> None:
     if repository != repository.lower():
         raise InvalidReference(f"{text}: a repository name must be lower case", hint=f"try {text.lower()}")
     if not _REPOSITORY.fullmatch(repository):
-        raise InvalidReference(f"{text}: {repository.removeprefix('library/')!r} is not a repository name",
-                               hint="lower case letters and digits, separated by '.', '_', '-' or '/'")
+        raise InvalidReference(
+            f"{text}: {repository.removeprefix('library/')!r} is not a repository name",
+            hint="lower case letters and digits, separated by '.', '_', '-' or '/'",
+        )
     if len(repository) > _NAME_LIMIT:
         raise InvalidReference(f"{text[:40]}…: a repository name has at most {_NAME_LIMIT} characters")
     if tag is not None and not _TAG.fullmatch(tag):

@@ -13,20 +13,20 @@ import fcntl
 import io
 import os
 import sqlite3
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import IO
 
 from sandbox.errors import DigestMismatch, ImageError, ImageNotFound, InvalidImage, InvalidReference
-from sandbox.image.apply import HashingReader, apply_tar, decompressed
-from sandbox.image.blobs import Blobs, digest_of, verified
+from sandbox.image.apply import HashingReader, apply_tar, bomb_limit, decompressed, opened_plain
+from sandbox.image.blobs import Blobs, Partial, digest_of, verified
 from sandbox.image.catalog import Catalog, SnapshotRow
 from sandbox.image.drafts import Draft, Drafts, Lock
-from sandbox.image.layers import Changeset, ChangesetReader
+from sandbox.image.durability import boot_id, sync_file_system
+from sandbox.image.images import CachedStep, Image, Snapshot, blobs_of, chain_id_above, check_documents
+from sandbox.image.layers import Changeset, ChangesetReader, content_size
 from sandbox.image.reference import Reference
 from sandbox.image.tree import Tree
 from sandbox.oci import (
@@ -41,61 +41,14 @@ from sandbox.oci import (
     chain_ids,
     decode,
     encode,
+    oci_layer,
 )
 
-__all__ = ["CachedStep", "Draft", "Image", "Snapshot", "Store"]
+__all__ = ["CachedStep", "Draft", "Image", "Snapshot", "Store", "chain_id_above"]
 
 _MIN_PREFIX = 2
-
-
-@dataclass(frozen=True, repr=False)
-class Image:
-    """An image in the store: its two documents. Its id is the digest of the config."""
-
-    manifest: Document[Manifest]
-    config: Document[ImageConfig]
-
-    @property
-    def id(self) -> Digest:
-        """The digest of the config."""
-        return self.config.digest
-
-    @cached_property
-    def diff_ids(self) -> tuple[Digest, ...]:
-        """The uncompressed layers, lowest first."""
-        return tuple(Digest.parse(text) for text in self.config.value.rootfs.diff_ids)
-
-    @cached_property
-    def chain_ids(self) -> tuple[Digest, ...]:
-        """The snapshot of each prefix of the layers."""
-        return tuple(chain_ids(self.diff_ids))
-
-    @property
-    def top(self) -> Digest | None:
-        """The chain id of the whole stack; None for an image without layers."""
-        return self.chain_ids[-1] if self.chain_ids else None
-
-    def __repr__(self) -> str:
-        return f"<Image {self.id.short} {len(self.manifest.value.layers)} layers>"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A read-only layer directory: `path`, in overlayfs' own form. `size`: bytes of its regular files; `tar_size`: of its tar."""
-
-    chain_id: Digest
-    diff_id: Digest
-    parent: Digest | None
-    path: Path
-    size: int
-    tar_size: int
-
-
-@dataclass(frozen=True)
-class CachedStep:
-    """What a remembered build step led to; `chain_id` None is the empty stack."""
-
-    chain_id: Digest | None
+LOADING = ".load-"
+"""Begins the names of directories that hold an archive while it is loaded."""
 
 
 class Store:
@@ -112,6 +65,20 @@ class Store:
                 if not directory.is_dir():
                     _make_private(self.root, directory)
             self._catalog = Catalog(self.root / "store.db")
+            self._after_power_cut()
+
+    def _after_power_cut(self) -> None:
+        """In a new boot: what was not brought to the disk in the one before may be half there, so it goes."""
+        boot = boot_id()
+        if self._catalog.boot() == boot:
+            return
+        with self.exclusive():
+            if self._catalog.boot() == boot:  # another process came first
+                return
+            for chain_id in self._catalog.unsynced():
+                self._catalog.drop_snapshot(chain_id)
+            self._sweep_directories({row.chain_id.hex for row in self._catalog.snapshots()})
+            self._catalog.set_boot(boot)
 
     def shared(self) -> AbstractContextManager[object]:
         """Held while making images or containers: nothing is removed meanwhile. A thread may nest it."""
@@ -174,18 +141,35 @@ class Store:
             row = self._catalog.snapshot(chain_id_above(parent, diff_id))
             if row is not None:
                 return self._snapshot(row)
-            with self.draft() as draft, self.open_blob(layer) as blob, decompressed(blob) as plain:
-                counted = HashingReader(plain)
-                whole = counted.stream
-                apply_tar(whole, draft.upper)
-                while whole.read(1 << 20):  # what the tar reader left after the end marker counts for the digest
-                    continue
-                if counted.digest != diff_id:
-                    message = f"layer {layer.digest[:19]}…: expected diff_id {diff_id}, got {counted.digest}"
-                    raise DigestMismatch(message, expected=diff_id, actual=counted.digest)
-                size = Changeset(draft.upper, self.lowers(parent))
-                digest_of(size)
-                return self._adopt(draft, parent, diff_id, size.content_size, counted.size, regenerable=False)
+            with self.open_blob(layer) as blob:
+                return self.apply_stream(parent, layer, blob, diff_id=diff_id)
+
+    def apply_stream(self, parent: Digest | None, layer: Descriptor, stream: IO[bytes], *, diff_id: Digest) -> Snapshot:
+        """As `apply_layer`, of bytes that are still on their way here; `stream` raises at its end when they are not the layer's."""
+        with self.shared(), _disk_errors("layer"), self.draft() as draft, decompressed(stream) as plain:
+            counted = HashingReader(plain, bomb_limit(layer.size), f"layer {layer.digest[:19]}…")
+            whole = counted.stream
+            apply_tar(whole, draft.upper, self.lowers(parent))
+            while whole.read(1 << 20):  # what the tar reader left after the end marker counts for the digest
+                continue
+            if counted.digest != diff_id:
+                message = f"layer {layer.digest[:19]}…: expected diff_id {diff_id}, got {counted.digest}"
+                raise DigestMismatch(message, expected=diff_id, actual=counted.digest)
+            self._catalog.add_layer(diff_id, layer)
+            return self._adopt(draft, parent, diff_id, content_size(draft.upper), counted.size, regenerable=False)
+
+    def partial_blob(self, digest: str, wait: Callable[[Callable[[], bool]], None]) -> AbstractContextManager[Partial | None]:
+        """A blob that is fetched by us alone (see Blobs.partial); hold `shared` meanwhile."""
+        return self._blobs.partial(digest, wait)
+
+    def note_layer(self, diff_id: str, layer: Descriptor) -> None:
+        """Remember that a blob that is here holds this layer."""
+        with _disk_errors("layer"):
+            self._catalog.add_layer(diff_id, layer)
+
+    def blob_path(self, digest: str) -> Path:
+        """Where a blob is, unverified."""
+        return self._blobs.path(digest)
 
     def _snapshot(self, row: SnapshotRow) -> Snapshot:
         return Snapshot(row.chain_id, row.diff_id, row.parent, self._snapshots / row.chain_id.hex, row.size, row.tar_size)
@@ -233,35 +217,66 @@ class Store:
             raise InvalidImage(f"config: its layer {chain_id[:19]}… is not in the store")
         for descriptor in self._catalog.layer_blobs(row.diff_id):
             if self._blobs.has(descriptor.digest):
-                return descriptor
+                return oci_layer(descriptor)
         if not row.regenerable:
             hint = "load or pull its image again"
             raise InvalidImage(f"layer {row.diff_id[:19]}…: its blob is gone and its tar cannot be written again", hint=hint)
         return Descriptor(LAYER_TAR, row.diff_id, row.tar_size)
 
+    def packed_layer(self, diff_id: str, media_type: str) -> Descriptor | None:
+        """The blob here that holds a layer in this form, compressed before or received; None when there is none."""
+        return next((found for found in self._catalog.packed(diff_id, media_type) if self._blobs.has(found.digest)), None)
+
+    def keep_packed(self, diff_id: str, media_type: str, pieces: Iterable[bytes]) -> Descriptor:
+        """Store a layer in a compressed form, to be found by `packed_layer` as long as an image has the layer."""
+        with self.shared(), _disk_errors("layer"):
+            descriptor = self._blobs.put_pieces(pieces, media_type)
+            self._catalog.add_packed(diff_id, descriptor)
+            return descriptor
+
     def put_documents(self, manifest: Document[Manifest], config: Document[ImageConfig]) -> Image:
         """Take a received image whose layers have been applied. InvalidImage when the documents do not fit each other."""
         image = Image(manifest, config)
-        _check_documents(image)
+        check_documents(image)
         with self.shared(), _disk_errors("image"):
             for chain_id in image.chain_ids:
                 if self._catalog.snapshot(chain_id) is None:
                     raise InvalidImage(f"image {image.id.short}: its layer {chain_id[:19]}… has not been applied")
             self._blobs.put(config.raw, manifest.value.config.media_type, None)
             self._blobs.put(manifest.raw, manifest.value.media_type or MANIFEST_TYPE, None)
-            self._catalog.add_image(image.id, manifest.digest)
+            if self._catalog.manifest_of(image.id) != manifest.digest:
+                unsynced = self._catalog.unsynced()
+                sync_file_system(self.root)
+                self._catalog.add_image(image.id, manifest.digest, unsynced)
         return image
 
     def layer_stream(self, image: Image, index: int) -> IO[bytes]:
         """The bytes of a layer as its manifest promises them: the stored blob, else the tar written again; verified at the end."""
-        descriptor = image.manifest.value.layers[index]
+        return self.described_layer(image, index, image.manifest.value.layers[index])
+
+    def described_layer(self, image: Image, index: int, descriptor: Descriptor) -> IO[bytes]:
+        """The bytes of a layer in this form, which its manifest need not have yet; verified at the end. ImageError."""
         if self._blobs.has(descriptor.digest):
             return self._blobs.open(descriptor)
         if descriptor.digest != image.diff_ids[index]:
-            raise ImageError(f"layer {descriptor.digest[:19]}…: its blob is not in the store", hint="load or pull the image again")
-        parent = image.chain_ids[index - 1] if index else None
-        upper = self.snapshot(image.chain_ids[index]).path
-        return verified(io.BufferedReader(ChangesetReader(Changeset(upper, self.lowers(parent)))), descriptor)
+            raise _no_blob(descriptor.digest)
+        return self.tar_stream(image, index)
+
+    def tar_stream(self, image: Image, index: int) -> IO[bytes]:
+        """The uncompressed tar of a layer, verified against its diff_id at the end. ImageError when it cannot be had."""
+        return self.layer(image.chain_ids[index])[1]
+
+    def layer(self, chain_id: str) -> tuple[Descriptor, IO[bytes]]:
+        """What the layer of a snapshot is as an uncompressed tar, and its bytes, verified at the end. ImageNotFound, ImageError."""
+        row = self._row(chain_id)
+        promised = Descriptor(LAYER_TAR, row.diff_id, row.tar_size)
+        if row.regenerable:
+            upper = self._snapshots / row.chain_id.hex
+            return promised, verified(io.BufferedReader(ChangesetReader(Changeset(upper, self.lowers(row.parent)))), promised)
+        for blob in self._catalog.layer_blobs(row.diff_id):
+            if self._blobs.has(blob.digest):
+                return promised, verified(opened_plain(self._blobs.open(blob)), promised)
+        raise _no_blob(row.diff_id)
 
     def tag(self, reference: Reference, image: Image) -> None:
         """Give an image a name; the name leaves whatever had it."""
@@ -277,6 +292,15 @@ class Store:
     def names(self, image_id: str) -> list[Reference]:
         """The names of one image, sorted."""
         return [Reference.parse(text) for text in self._catalog.names_of(image_id)]
+
+    def note_digest(self, name: str, digest: str, image: Image) -> None:
+        """Remember that the repository `name` (registry and repository) knows an image by this digest: pulled from, or pushed to."""
+        with _disk_errors("name"):
+            self._catalog.add_digest(name, digest, image.id)
+
+    def digests(self, image_id: str) -> list[tuple[str, str]]:
+        """(repository, digest) by which registries know an image, sorted."""
+        return self._catalog.digests_of(image_id)
 
     def references(self) -> list[tuple[Reference, Digest]]:
         """All names and the image ids behind them, sorted."""
@@ -306,6 +330,8 @@ class Store:
     def _find_id(self, name: str) -> str:
         reference = _reference_or_none(name)
         if reference and (image_id := self._catalog.image_of(str(reference))):
+            return image_id
+        if reference and reference.digest and (image_id := self._catalog.image_of_digest(reference.name, reference.digest)):
             return image_id
         prefix = name.removeprefix("sha256:")
         if len(prefix) >= _MIN_PREFIX and set(prefix) <= set("0123456789abcdef"):
@@ -348,6 +374,14 @@ class Store:
             if alone:
                 self._sweep_blobs()
 
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots."""
+        return [self._snapshot(row) for row in self._catalog.snapshots()]
+
+    def blob_bytes(self) -> int:
+        """The bytes of all blobs."""
+        return sum(self._blobs.path(digest).stat().st_size for digest in self._blobs.digests())
+
     def prune_snapshots(self, in_use: Container[str] = ()) -> list[Snapshot]:
         """Delete the snapshots that no image needs and `in_use` does not hold (nor their descendants), and all stray files."""
         with self.exclusive():
@@ -375,10 +409,15 @@ class Store:
         for path in self._snapshots.iterdir():
             if path.name not in kept:
                 self._drafts.discard(path)
+        for path in self.root.glob(f"{LOADING}*"):
+            self._drafts.discard(path)
         self._drafts.sweep()
 
     def _sweep_blobs(self) -> None:
-        needed = {blob for image in self.images() for blob in _blobs_of(image)}
+        images = self.images()
+        needed = {blob for image in images for blob in blobs_of(image)}
+        kept = {diff_id for image in images for diff_id in image.diff_ids}
+        needed |= {digest for diff_id, digest in self._catalog.packed_blobs() if diff_id in kept}
         for digest in self._blobs.digests():
             if digest not in needed:
                 self._catalog.drop_layers(digest)
@@ -392,34 +431,29 @@ class Store:
         row = self._catalog.step(key)
         return CachedStep(Digest(row[0]) if row[0] else None) if row else None
 
+    def forget_steps(self) -> None:
+        """Forget what every build step led to; the snapshots stay."""
+        with _disk_errors("build cache"):
+            self._catalog.drop_steps()
+
+    def unneeded_snapshots(self, in_use: Container[str] = ()) -> list[Snapshot]:
+        """The snapshots that `prune_snapshots` would delete."""
+        rows = self._catalog.snapshots()
+        needed = self._needed(rows, in_use)
+        return [self._snapshot(row) for row in rows if row.chain_id not in needed]
+
     def remember_step(self, key: str, parent: Digest | None, chain_id: Digest | None) -> None:
         """Remember that the step of this key leads from `parent` to `chain_id` (the same when it changed nothing)."""
         with _disk_errors("build cache"):
             self._catalog.set_step(key, parent, chain_id)
 
 
-def chain_id_above(parent: Digest | None, diff_id: Digest) -> Digest:
-    """The chain id of a layer on top of a stack."""
-    return Digest.of(f"{parent} {diff_id}".encode()) if parent else diff_id
+def _no_blob(digest: str) -> ImageError:
+    return ImageError(f"layer {digest[:19]}…: its blob is not in the store", hint="load or pull the image again")
 
 
 def _no_snapshot(chain_id: str) -> ImageNotFound:
     return ImageNotFound(f"snapshot {chain_id[:19]}…: not in the store", hint="build, load or pull the image again")
-
-
-def _blobs_of(image: Image) -> Iterator[str]:
-    yield image.id
-    yield image.manifest.digest
-    yield from (layer.digest for layer in image.manifest.value.layers)
-
-
-def _check_documents(image: Image) -> None:
-    manifest = image.manifest.value
-    if manifest.config.digest != image.id or manifest.config.size != len(image.config.raw):
-        raise InvalidImage(f"manifest {image.manifest.digest.short}: its config is {manifest.config.digest[:19]}…, not {image.id[:19]}…")
-    if len(manifest.layers) != len(image.diff_ids):
-        counts = f"{len(manifest.layers)} layers in the manifest, {len(image.diff_ids)} diff_ids in the config"
-        raise InvalidImage(f"image {image.id.short}: {counts}")
 
 
 def _reference_or_none(text: str) -> Reference | None:

@@ -6,17 +6,19 @@ import os
 import select
 import signal
 import socket
+import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Self  # Any: plans and reports are JSON
 
 from sandbox.errors import SetupFailed, Unsupported
 from sandbox.runtime import cgroups
 from sandbox.runtime.init import files, link
-from sandbox.runtime.plan import Handling, Site, make_plan, process_plan
+from sandbox.runtime.plan import Handling, Site, capabilities, make_plan, process_plan
+from sandbox.runtime.security import seccomp
 from sandbox.runtime.spawner import Spawner
 from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Process, Usage, Why
 
@@ -27,6 +29,8 @@ _CHUNK = 65536
 _MIB = 1 << 20
 _FIRST_RANGE, _RANGES = 16, 32768
 """Id ranges start at 16 × 65536 (above what distributions hand out to users) and end below 2³¹."""
+_LONGEST_WAIT = 1.0
+"""Seconds. A SIGINT that comes just before poll(2) sleeps does not wake it (signal-safety of CPython): Python looks at least this often."""
 _ESCALATION = ((signal.SIGINT, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0))
 """What an interrupt sends, and how many seconds it waits before the next."""
 
@@ -34,12 +38,13 @@ _ESCALATION = ((signal.SIGINT, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.
 @dataclass(frozen=True)
 class Streams:
     """What a program's 0, 1 and 2 are connected to. None: /dev/null for stdin, a pipe that is read for the others.
-    `window`: rows and columns its terminal, if it gets one, has from the start."""
+    `window`: rows and columns its terminal, if it gets one, has from the start. `channel`: what its descriptor 3 is; none without."""
 
     stdin: int | bytes | IO[bytes] | None = None
     stdout: int | None = None
     stderr: int | None = None
     window: tuple[int, int] | None = None
+    channel: int | None = None
 
 
 class Runtime:
@@ -48,6 +53,8 @@ class Runtime:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._spawner = Spawner()
+        self._filters = seccomp.Filters(root / "seccomp")
+        self._discovery = cgroups.Discovery()
 
     def close(self) -> None:
         """End the helper process; detached containers live on."""
@@ -69,20 +76,24 @@ class Runtime:
         """Start `spec`; raises SetupFailed or Unsupported. With `handling.detach` the result only knows the pid."""
         record = self.record(spec.id)
         record.mkdir(parents=True, exist_ok=True)
+        _make_devices(spec, record)
         plan = {**make_plan(spec, self._site(spec, record), handling), "window": streams.window}
         return self._spawn("run", plan, streams, spec.limits, spec.timeout)
 
     def exec(
         self, container: ContainerSpec, pid: int, process: Process, streams: Streams = Streams(), *, handling: Handling = Handling()
     ) -> Running:
-        """Start one more program in the running container whose init is `pid`."""
+        """Start one more program in the running container whose init is `pid`.
+
+        An ordinary user may not enter through init, which is not dumpable (ptrace(2)), but through the program.
+        """
         state = files.read_json(str(self.record(container.id) / "state.json")) or {}
         plan = {
-            "pid": pid,
+            "pid": pid if os.geteuid() == 0 else _first_child(pid),
             "namespaces": state.get("namespaces", []),
             "joins": state.get("joins", []),
             "into": state.get("into"),
-            "process": process_plan(process, container),
+            "process": process_plan(process, container, self._filter_for(container), _capabilities(container)),
             "window": streams.window,
             "detach": handling.detach,
             "interactive": handling.interactive,
@@ -98,7 +109,7 @@ class Runtime:
 
     def cgroup_plan(self, spec: ContainerSpec) -> tuple[cgroups.Plan, bool]:
         """The container's groups, and whether the host has only v2; raises Unsupported for a limit that cannot be enforced."""
-        layout = cgroups.discover()
+        layout = self._discovery.layout()
         plan = layout.plan(cgroup_name(self.root, spec.id), spec.limits, allow_unenforced=spec.allow_unenforced)
         return plan, all(h.version == 2 for h in layout.hierarchies)
 
@@ -112,9 +123,18 @@ class Runtime:
             uid=os.geteuid(),
             gid=os.getegid(),
             resolv_conf=_read_text("/etc/resolv.conf"),
-            cgroup=asdict(group) if group.groups else None,
+            cgroup=group.plain() if group.groups else None,
             cgroup2_only=v2_only,
+            seccomp=self._filter_for(spec),
+            capabilities=_capabilities(spec),
         )
+
+    def _filter_for(self, spec: ContainerSpec) -> bytes:
+        """The compiled seccomp filter; empty for none."""
+        if spec.privileged or spec.seccomp == "unconfined":
+            return b""
+        profile = self._filters.default_profile if spec.seccomp == "default" else spec.seccomp.encode()
+        return self._filters.filter_for(profile, _capabilities(spec))
 
     def _spawn(self, job: str, plan: Mapping[str, Any], streams: Streams, limits: Limits, timeout: float | None) -> Running:
         with ExitStack() as opened:
@@ -140,6 +160,7 @@ class _Wiring:
         self._wire_stdin(streams.stdin)
         self._wire_output("stdout", streams.stdout)
         self._wire_output("stderr", streams.stderr)
+        self.theirs += [] if streams.channel is None else [streams.channel]
 
     def _wire_stdin(self, stdin: int | bytes | IO[bytes] | None) -> None:
         if isinstance(stdin, int):
@@ -210,6 +231,7 @@ class Running:
     pid: int = 0
     _result: dict[str, Any] | None = None
     _captured: dict[Stream, list[bytes]] = field(default_factory=lambda: {"stdout": [], "stderr": []})
+    _attended: dict[int, Callable[[], object]] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         return self
@@ -230,6 +252,13 @@ class Running:
     def signal(self, number: int) -> None:
         """Send a signal to the program; nothing happens when it has ended."""
         self._tell({"signal": number})
+
+    def interrupt_group(self) -> None:
+        """SIGINT to the program's process group, as a terminal sends it: to the program and what it started. Nothing when it has ended."""
+        try:
+            os.killpg(_first_child(self.pid), signal.SIGINT)
+        except OSError:
+            self.signal(signal.SIGINT)
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the program's terminal its size."""
@@ -264,6 +293,42 @@ class Running:
             raise
         return self._completed()
 
+    @property
+    def ended(self) -> bool:
+        """Whether its end has been reported, as far as `serve` and `wait` have looked."""
+        return self._result is not None
+
+    def attend(self, fd: int, ready: Callable[[], object]) -> None:
+        """Call `ready` from `serve` and `wait` whenever `fd` can be read; it calls `unattend` at the end of the file."""
+        self._attended[fd] = ready
+
+    def unattend(self, fd: int) -> None:
+        """Undo `attend`."""
+        self._attended.pop(fd, None)
+
+    def serve(self, on_output: OnOutput, until: Callable[[], bool], *, timeout: float | None = None) -> bool:
+        """Move bytes until `until()`; False when the container has ended or the time is up before that."""
+        return self._pump(on_output, None if timeout is None else time.monotonic() + timeout, until) and until()
+
+    def drain(self, on_output: OnOutput) -> None:
+        """Take what the program has printed until now, without waiting for more."""
+        poll = select.poll()
+        for fd in self._wiring.outputs:
+            poll.register(fd, select.POLLIN)
+        while ready := poll.poll(0):
+            for fd, _ in ready:
+                self._read_output(fd, on_output)
+                if fd not in self._wiring.outputs:
+                    poll.unregister(fd)
+
+    def end(self) -> None:
+        """Kill it, wait until nothing of it is left, and let go."""
+        self._attended.clear()
+        if self._result is None:
+            self.signal(signal.SIGKILL)
+            self._pump(lambda stream, data: None, time.monotonic() + _ESCALATION[-1][1], lambda: self._result is not None)
+        self.close()
+
     def _end_interrupted(self, take: OnOutput) -> None:
         for number, patience in _ESCALATION:
             self.signal(number)
@@ -273,14 +338,14 @@ class Running:
     def _capture(self, stream: Stream, data: bytes) -> None:
         self._captured[stream].append(data)
 
-    def _pump(self, take: OnOutput, deadline: float | None) -> bool:
-        """Move bytes until the supervisor has reported the end and the pipes are empty; False when time ran out."""
-        while self._result is None or self._wiring.outputs:
-            poll = self._poll()
-            ready = poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
+    def _pump(self, take: OnOutput, deadline: float | None, until: Callable[[], bool] = lambda: False) -> bool:
+        """Move bytes until the supervisor has reported the end and the pipes are empty, or `until()`; False when time ran out."""
+        while (self._result is None or self._wiring.outputs) and not until():
+            left = _LONGEST_WAIT if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = self._poll().poll(min(left, _LONGEST_WAIT) * 1000)
             for fd, _ in ready:
                 self._serve(fd, take)
-            if not ready and deadline is not None:
+            if not ready and deadline is not None and time.monotonic() >= deadline:
                 return False
         return True
 
@@ -288,7 +353,7 @@ class Running:
         poll = select.poll()
         if self._result is None:
             poll.register(self._client.fileno(), select.POLLIN)
-        for fd in self._wiring.outputs:
+        for fd in (*self._wiring.outputs, *self._attended):
             poll.register(fd, select.POLLIN)
         if self._wiring.stdin >= 0:
             poll.register(self._wiring.stdin, select.POLLOUT)
@@ -299,7 +364,9 @@ class Running:
             self._wiring.write_stdin()
         elif fd in self._wiring.outputs:
             self._read_output(fd, take)
-        elif self._result is None:
+        elif fd in self._attended:
+            self._attended[fd]()
+        elif fd == self._client.fileno() and self._result is None:
             message, _ = link.receive(self._client)
             self._result = message or {"event": "lost"}
 
@@ -316,6 +383,33 @@ class Running:
         assert self._result is not None
         done = completed(self._result, self._limits, self._timeout)
         return replace(done, stdout=b"".join(self._captured["stdout"]), stderr=b"".join(self._captured["stderr"]))
+
+
+def _first_child(pid: int) -> int:
+    """Init's first child, the program (proc(5)); ProcessLookupError when it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    except (FileNotFoundError, IndexError) as err:
+        raise ProcessLookupError(f"process {pid}: has no child") from err
+
+
+def _capabilities(spec: ContainerSpec) -> tuple[str, ...]:
+    """What its processes hold; our own bounding set limits it in our own user namespace."""
+    status = Path("/proc/self/status").read_text() if spec.userns == "host" else "CapBnd: 0"
+    return capabilities(spec, int(status.partition("CapBnd:")[2].split()[0], 16))
+
+
+def _make_devices(spec: ContainerSpec, record: Path) -> None:
+    """Nodes of the container's own for --device: the host's belong to a root that is nobody inside. Nothing without privileges."""
+    if os.geteuid() != 0 or spec.userns == "host" or not spec.devices:
+        return
+    place = record / "devices"
+    place.mkdir(exist_ok=True)
+    for number, device in enumerate(spec.devices):
+        found = os.stat(device.source)
+        node = place / str(number)
+        node.unlink(missing_ok=True)
+        os.mknod(node, stat.S_IFMT(found.st_mode) | 0o660, found.st_rdev)
 
 
 def cgroup_name(root: Path, container_id: str) -> str:
@@ -354,30 +448,31 @@ def completed(report: Mapping[str, Any], limits: Limits, timeout: float | None) 
     if report["event"] == "lost":
         return Completed(exit_code=137, why="lost", signal=9, reason="its supervisor was killed")
     code = os.waitstatus_to_exitcode(report["wait_status"])
-    used = report["used"]
     number = -code if code < 0 else None
-    why, reason = _explain(code, str(report["ending"]), used, limits, timeout)
+    why, reason = _explain(code, report, limits, timeout)
     exit_code = 124 if why == "timeout" else 128 + number if number else code
     return Completed(exit_code=exit_code, why=why, reason=reason, signal=number, usage=_usage(report))
 
 
 def _usage(report: Mapping[str, Any]) -> Usage:
-    used = report["used"]
-    peak, pids = used.get("peak_memory"), used.get("peak_pids")
+    used = cgroups.reading(report["used"])
     return Usage(
-        wall=float(report["wall"]),
-        cpu=used.get("cpu"),
-        peak_memory=None if peak is None else int(peak),
-        peak_pids=None if pids is None else int(pids),
-    )
+        wall=float(report["wall"]), cpu=used.cpu, peak_memory=used.peak_memory, peak_pids=used.peak_pids, throttled=used.throttled,
+        io_read=used.io_read, io_written=used.io_written, cpu_stall=used.cpu_stall, memory_stall=used.memory_stall, io_stall=used.io_stall,
+    )  # fmt: skip
 
 
-def _explain(code: int, ending: str, used: Mapping[str, Any], limits: Limits, timeout: float | None) -> tuple[Why, str]:
+def _explain(code: int, report: Mapping[str, Any], limits: Limits, timeout: float | None) -> tuple[Why, str]:
     """Why a container ended, most telling first."""
+    ending, used = report["ending"], report["used"]
     if ending == "timeout":
         return "timeout", f"stopped: ran longer than --timeout {timeout:g}s"
     if ending == "interrupted":
         return "interrupted", "interrupted"
+    if ending == "disk":
+        return "disk", f"disk full: wrote more than --storage-opt size={_mib(report['storage_size'])}"
+    if ending == "output":
+        return "output", f"stopped: printed more than --output-limit {_mib(report['output_limit'])}"
     if code != 0 and used.get("oom_kills"):
         return "oom", f"out of memory: killed at the {_mib(limits.memory)} limit"
     if code != 0 and used.get("pids_refused"):

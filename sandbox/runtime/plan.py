@@ -7,30 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any  # a plan is JSON
 
-from sandbox.errors import InvalidOption
+from sandbox.errors import InvalidOption, Unsupported
 from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.init.program import CAPABILITIES
+from sandbox.runtime.security.capabilities import choose_capabilities
+from sandbox.runtime.security.kernel_files import DEVICES, MASKED, PROTECTED, sysctl_file
 from sandbox.runtime.spec import ContainerSpec, Mount, Process
 
 Step = tuple[str, dict[str, Any]]
+REMOVED = "removed"
+"""Where a container's directory is moved when it is done with, below the engine's: to go at once, and to be deleted in peace."""
 IDS = 65536
 """User ids of one container."""
 
-DEFAULT_CAPABILITIES = (
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
-)  # fmt: skip
-"""docker's default set (moby, oci/caps/defaults.go)."""
-MASKED = (
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
-)  # fmt: skip
-PROTECTED = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-"""docker's masked and read-only paths (moby, oci/defaults.go)."""
-DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEV_LINKS = (
     ("/proc/self/fd", "/dev/fd"), ("/proc/self/fd/0", "/dev/stdin"), ("/proc/self/fd/1", "/dev/stdout"),
     ("/proc/self/fd/2", "/dev/stderr"), ("pts/ptmx", "/dev/ptmx"), ("/proc/kcore", "/dev/core"),
@@ -56,6 +48,10 @@ class Site:
     resolv_conf: str
     cgroup: Mapping[str, Any] | None
     cgroup2_only: bool = False
+    seccomp: bytes = b""
+    """The compiled filter; empty: none."""
+    capabilities: tuple[str, ...] = ()
+    """What its processes hold, as `capabilities` chose."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,8 @@ class Handling:
     log: str | None = None
     interactive: bool = False
     names: tuple[str, ...] = ()
+    restart: tuple[str, int] = ("no", 0)
+    """docker's policy and, for on-failure, how often (0: without end)."""
 
 
 def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) -> dict[str, Any]:
@@ -76,21 +74,26 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
     return {
         "id": spec.id,
         "directory": site.record,
+        "grave": f"{site.store}/{REMOVED}/{spec.id}",
         "upper": spec.rootfs.upper,
         "detach": handling.detach,
         "record": handling.record,
         "remove": handling.remove,
         "names": list(handling.names),
+        "restart": list(handling.restart),
         "log": handling.log,
         "interactive": handling.interactive,
         "timeout": spec.timeout,
+        "oom_score_adj": spec.oom_score_adj,
+        "storage_size": spec.storage_size,
+        "output_limit": spec.output_limit,
         "namespaces": namespaces(spec),
         "cgroup_namespace": site.cgroup is not None,
         "idmap": _idmap(spec, site),
         "cgroup": site.cgroup,
         "host_mounts": _host_mounts(spec, site),
         "steps": _steps(spec, site),
-        "process": process_plan(spec.process, spec),
+        "process": process_plan(spec.process, spec, site.seccomp, site.capabilities),
     }
 
 
@@ -103,8 +106,8 @@ def namespaces(spec: ContainerSpec) -> list[str]:
     ]  # fmt: skip
 
 
-def process_plan(process: Process, spec: ContainerSpec) -> dict[str, Any]:
-    """The program's part of a plan, also for exec."""
+def process_plan(process: Process, spec: ContainerSpec, seccomp: bytes, held: Sequence[str]) -> dict[str, Any]:
+    """The program's part of a plan, also for exec; `held`: its capabilities."""
     return {
         "argv": list(process.argv),
         "env": dict(process.env),
@@ -112,24 +115,35 @@ def process_plan(process: Process, spec: ContainerSpec) -> dict[str, Any]:
         "user": process.user,
         "tty": process.tty,
         "unpack": process.unpack,
+        "pack": asdict(process.pack) if process.pack else None,
         "hostname": spec.hostname,
         "ulimits": [list(ulimit) for ulimit in spec.ulimits],
-        "capabilities": capabilities(spec.cap_add, spec.cap_drop),
+        "capabilities": list(held),
+        "no_new_privileges": spec.no_new_privileges and not spec.privileged,
+        "seccomp": seccomp.hex(),
+        "limits_suit_init": _limits_suit_init(process, spec, held),
     }
 
 
-def capabilities(add: Sequence[str], drop: Sequence[str]) -> list[str]:
-    """docker's default set with --cap-add and --cap-drop applied (ALL is everything); raises InvalidOption."""
-    added, dropped = ({_capability(name) for name in names} for names in (add, drop))
-    kept = set() if "ALL" in dropped else set(CAPABILITIES) if "ALL" in added else set(DEFAULT_CAPABILITIES)
-    return sorted((kept | (added - {"ALL"}) if "ALL" not in added else set(CAPABILITIES)) - (dropped - {"ALL"}))
+def _limits_suit_init(process: Process, spec: ContainerSpec, held: Sequence[str]) -> bool:
+    """Whether init can take on itself what is set for the program, and still do its work: a policy of the user's may forbid it
+    anything, and without KILL it could not pass a signal on to a program that became another user."""
+    known_policy = spec.seccomp in ("default", "unconfined")
+    return known_policy and "KILL" in held and spec.no_new_privileges and not (spec.privileged or spec.ulimits or process.tty)
 
 
-def _capability(name: str) -> str:
-    short = name.upper().removeprefix("CAP_")
-    if short != "ALL" and short not in CAPABILITIES:
-        raise InvalidOption(f"capability {name!r}: not known", hint="capabilities(7) lists them; write NET_ADMIN or CAP_NET_ADMIN")
-    return short
+def capabilities(spec: ContainerSpec, bounding: int) -> tuple[str, ...]:
+    """What its processes hold. In the host's user namespace that is at most what we hold ourselves (`bounding`, a mask):
+    Unsupported for a capability asked for by name; --privileged takes what there is."""
+    chosen = choose_capabilities(spec.cap_add, spec.cap_drop, privileged=spec.privileged)
+    if spec.userns == "private":
+        return tuple(chosen)
+    missing = [name for name in chosen if not bounding >> CAPABILITIES[name] & 1]
+    if missing and not spec.privileged:
+        raise Unsupported(
+            f"capability {missing[0]}: this process may not hold it itself", feature=missing[0], hint="without --userns host it can be had"
+        )
+    return tuple(name for name in chosen if name not in missing)
 
 
 def _idmap(spec: ContainerSpec, site: Site) -> dict[str, Any] | None:
@@ -167,23 +181,25 @@ def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
         *_kernel_mounts(spec, site),
         *_dev_steps(spec),
         *_volume_steps(spec),
-        ("mask", {"paths": list(MASKED)}),
-        ("protect", {"paths": list(PROTECTED)}),
+        *(("set_sysctl", {"path": sysctl_file(name), "text": value}) for name, value in spec.sysctls),
+        *([] if spec.privileged else [("mask", {"paths": list(MASKED)}), ("protect", {"paths": list(PROTECTED)})]),
         *([("protect_root", {})] if spec.read_only else []),
         ("set_hostname", {"name": spec.hostname}),
         *([("loopback_up", {})] if spec.network == "none" else []),
     ]
 
 
-def _rootfs_steps(spec: ContainerSpec, site: Site) -> list[Step]:
-    def inside(path: str) -> str:
-        relative = os.path.relpath(path, site.store)
-        if relative.startswith(".."):
-            raise InvalidOption(f"{path}: not below the engine's directory")
-        return f"store/{relative}"
+def _inside(path: str, site: Site) -> str:
+    """Where a path below the engine's directory is while init builds."""
+    relative = os.path.relpath(path, site.store)
+    if relative.startswith(".."):
+        raise InvalidOption(f"{path}: not below the engine's directory")
+    return f"store/{relative}"
 
+
+def _rootfs_steps(spec: ContainerSpec, site: Site) -> list[Step]:
     rootfs = spec.rootfs
-    lowers = [inside(lower) for lower in rootfs.lowers] or ["empty"]  # overlayfs wants at least one
+    lowers = [_inside(lower, site) for lower in rootfs.lowers] or ["empty"]  # overlayfs wants at least one
     return [
         ("attach_store", {"target": "store"} if site.privileged else {"target": "store", "source": site.store}),
         ("make_directory", {"path": "empty"}),
@@ -191,14 +207,30 @@ def _rootfs_steps(spec: ContainerSpec, site: Site) -> list[Step]:
             "mount_overlay",
             {
                 "lowers": lowers,
-                "upper": inside(rootfs.upper),
-                "work": inside(rootfs.work),
+                "upper": _inside(rootfs.upper, site),
+                "work": _inside(rootfs.work, site),
                 "target": "root",
                 "volatile": rootfs.volatile,
                 "userxattr": True,
             },
         ),
+        *(step for n, mount in enumerate(spec.mounts) if mount.kind == "layers" for step in _layers_steps(n, mount, site)),
     ]
+
+
+def _layers_steps(number: int, mount: Mount, site: Site) -> list[Step]:
+    """A part of another image: an overlay of its own, of which `source` is kept."""
+    place = f"layers{number}"
+    overlay = {
+        "lowers": ["empty", *(_inside(lower, site) for lower in mount.lowers)],  # without an upper, overlayfs wants two
+        "upper": _inside(mount.upper, site) if mount.upper else "",
+        "work": _inside(mount.work, site) if mount.upper else "",
+        "target": place,
+        "volatile": bool(mount.upper),
+        "userxattr": True,
+    }
+    kept = {"name": f"volume{number}", "source": place + mount.source.rstrip("/"), "read_only": mount.read_only}
+    return [("mount_overlay", overlay), ("detach_bind", kept)]
 
 
 def _file_steps(spec: ContainerSpec, site: Site) -> list[Step]:
@@ -207,7 +239,23 @@ def _file_steps(spec: ContainerSpec, site: Site) -> list[Step]:
         ("hosts", _hosts(spec)),
         ("resolv.conf", site.resolv_conf if spec.network == "host" else ""),
     )
-    return [("write_file", {"path": f"etc/{name}", "text": text, "name": name}) for name, text in texts]
+    return [
+        *(("write_file", {"path": f"etc/{name}", "text": text, "name": name}) for name, text in texts),
+        *(("write_file", _file(n, mount)) for n, mount in enumerate(spec.mounts) if mount.kind == "file"),
+    ]
+
+
+def _file(number: int, mount: Mount) -> dict[str, Any]:
+    """A file of the user's, which only the container's memory holds."""
+    options = dict(option.split("=", 1) for option in mount.options)
+    return {
+        "path": f"files/{number}",
+        "text": mount.text,
+        "name": f"volume{number}",
+        "mode": int(options.get("mode", "0444"), 8),
+        "owner": [int(options.get("uid", "0")), int(options.get("gid", "0"))],
+        "read_only": mount.read_only,
+    }
 
 
 def _hosts(spec: ContainerSpec) -> str:
@@ -219,10 +267,11 @@ def _detached_steps(spec: ContainerSpec, site: Site) -> list[Step]:
     """Everything that must be opened while the host is visible."""
     steps: list[Step] = [("detach_new", {"name": "proc", "fstype": "proc", "attrs": _QUIET})]
     if spec.network == "none":
-        steps.append(("detach_new", {"name": "sys", "fstype": "sysfs", "attrs": _QUIET | s.MOUNT_ATTR_RDONLY}))
+        steps.append(("detach_new", {"name": "sys", "fstype": "sysfs", "attrs": _QUIET | (0 if spec.privileged else s.MOUNT_ATTR_RDONLY)}))
     else:  # a new sysfs shows the network namespace it belongs to, which is not ours
         steps.append(("detach_bind", {"name": "sys", "source": "/sys", "recursive": True, "read_only": True}))
     steps += [("detach_bind", {"name": device, "source": f"/dev/{device}"}) for device in DEVICES]
+    steps += [("detach_bind", {"name": f"device{n}", "source": _device_source(n, spec, site)}) for n in range(len(spec.devices))]
     if not site.privileged:
         steps += [
             ("detach_bind", {"name": f"volume{n}", "source": m.source, "recursive": True, "read_only": m.read_only})
@@ -230,6 +279,13 @@ def _detached_steps(spec: ContainerSpec, site: Site) -> list[Step]:
             if m.kind == "bind"
         ]
     return steps
+
+
+def _device_source(number: int, spec: ContainerSpec, site: Site) -> str:
+    """The host's node; for another user namespace a node of the container's own, which the idmapped store shows as its root's."""
+    if site.privileged and spec.userns == "private":
+        return _inside(f"{site.record}/devices/{number}", site)
+    return spec.devices[number].source
 
 
 def _kernel_mounts(spec: ContainerSpec, site: Site) -> list[Step]:
@@ -258,6 +314,7 @@ def _dev_steps(spec: ContainerSpec) -> list[Step]:
         ("detach_new", {"name": "mqueue", "fstype": "mqueue", "attrs": _QUIET}),
         ("attach", {"name": "mqueue", "target": "/dev/mqueue"}),
         *(("symlink", {"target": target, "path": path}) for target, path in _DEV_LINKS),
+        *(("attach", {"name": f"device{n}", "target": device.target}) for n, device in enumerate(spec.devices)),
     ]
     return steps
 

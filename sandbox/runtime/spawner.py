@@ -16,10 +16,11 @@ from typing import Any  # a plan is JSON
 
 from sandbox.errors import SetupFailed
 from sandbox.runtime.init import link
+from sandbox.runtime.interpreter import open_interpreter
 
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 # -I -S: no site, no user directory, no environment; only our own package beside the standard library.
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.runtime.init.serve import main; main(int(sys.argv[2]))"
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.runtime.init.serve import main; main(*(int(fd) for fd in sys.argv[2:]))"
 
 
 class Spawner:
@@ -71,10 +72,12 @@ class Spawner:
 
     def _start(self) -> None:
         ours, theirs = link.pair()
+        interpreter = open_interpreter(os.path.realpath(sys.executable))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-SI", "-c", _BOOT, _PACKAGES, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-SI", "-c", _BOOT, _PACKAGES, str(theirs.fileno()), str(-1 if interpreter is None else interpreter)],
+                executable=sys.executable if interpreter is None else f"/proc/self/fd/{interpreter}",
+                pass_fds=[theirs.fileno(), *([] if interpreter is None else [interpreter])],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # ours would be held open by detached containers
@@ -86,6 +89,8 @@ class Spawner:
             raise SetupFailed(f"spawner: {err}") from err
         finally:
             theirs.close()
+            if interpreter is not None:
+                os.close(interpreter)
         self._socket, self._owner = ours, os.getpid()
 
     def close(self) -> None:

@@ -6,36 +6,78 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Network = Literal["none", "host"]
-Why = Literal["exited", "oom", "timeout", "pids", "signal", "interrupted", "lost"]
+Why = Literal["exited", "oom", "timeout", "pids", "disk", "output", "signal", "interrupted", "lost"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A limit of block I/O: `device` as major:minor, `rate` in bytes (bps) or operations (iops) a second."""
+
+    kind: Literal["read_bps", "write_bps", "read_iops", "write_iops"]
+    device: str
+    rate: int
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Resource limits; None means not limited. `memory`, `memory_swap` (memory + swap, -1 = unlimited) in bytes, `cpus` in CPUs."""
+    """Resource limits; None means not limited. `memory`, `memory_swap` (memory + swap, -1 = unlimited) and `memory_reservation` in
+    bytes, `memory_swappiness` 0 to 100, `cpus` in CPUs, `cpu_shares` 2 to 262144 (1024 is usual), `blkio_weight` 10 to 1000."""
 
     memory: int | None = None
     memory_swap: int | None = None
+    memory_reservation: int | None = None
+    memory_swappiness: int | None = None
     cpus: float | None = None
+    cpu_shares: int | None = None
     cpuset_cpus: str | None = None
+    cpuset_mems: str | None = None
     pids: int | None = None
+    blkio_weight: int | None = None
+    io: tuple[Rate, ...] = ()
 
 
 @dataclass(frozen=True)
 class Mount:
-    """One mount of the user's: `source` is a host path (bind) or empty (tmpfs); `options` are tmpfs options such as size=64m."""
+    """One mount. bind: `source` is a host path. tmpfs: `options` as size=64m. file: one file of this `text` that is nowhere
+    but in the container's own memory, with the `options` mode, uid, gid. layers: what `source` is in these layer directories,
+    lowest first; with `upper` and `work` it can be written to."""
 
-    kind: Literal["bind", "tmpfs"]
+    kind: Literal["bind", "tmpfs", "file", "layers"]
     target: str
     source: str = ""
     read_only: bool = False
     options: tuple[str, ...] = ()
+    text: str = field(default="", repr=False)
+    lowers: tuple[str, ...] = ()
+    upper: str = ""
+    work: str = ""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of the host at `source`, to be seen inside at `target`."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What our own packer writes as a tar: `path` of the container, links resolved inside it, the last one only with `follow`.
+    `shallow`: no more than its first entry, without content. `whole`: the root file system without mounts, without `skip`."""
+
+    path: str
+    follow: bool = False
+    shallow: bool = False
+    whole: bool = False
+    skip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Process:
     """The program: `argv` is looked up along the environment's PATH inside the container; `user` is docker's
     `name|uid[:group|gid]`, resolved against the container's own /etc/passwd and /etc/group. With `unpack` there is
-    no program: our own unpacker reads a tar from stdin into that directory."""
+    no program: our own unpacker reads a tar from stdin into that directory; with `pack` our packer writes one to stdout."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
@@ -43,6 +85,7 @@ class Process:
     user: str = ""
     tty: bool = False
     unpack: str = ""
+    pack: Pack | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +114,18 @@ class ContainerSpec:
     read_only: bool = False
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
+    privileged: bool = False
+    """All capabilities, no seccomp, nothing of /proc and /sys covered: inside its user namespace."""
+    seccomp: str = "default"
+    """default, unconfined, or the text of a profile in docker's format."""
+    no_new_privileges: bool = True
+    devices: tuple[Device, ...] = ()
+    sysctls: tuple[tuple[str, str], ...] = ()
+    oom_score_adj: int | None = None
+    storage_size: int | None = None
+    """Bytes its root may grow by; above it the container is stopped."""
+    output_limit: int | None = None
+    """Bytes it may print; above it the container is stopped."""
     ulimits: tuple[tuple[str, int, int], ...] = ()
     extra_hosts: tuple[tuple[str, str], ...] = ()
     stop_signal: int = 15
@@ -87,6 +142,14 @@ class Usage:
     cpu: float | None = None
     peak_memory: int | None = None
     peak_pids: int | None = None
+    throttled: float | None = None
+    """Seconds it waited because of its CPU limit."""
+    io_read: int | None = None
+    io_written: int | None = None
+    cpu_stall: float | None = None
+    """Seconds in which something in it waited for a CPU, memory, or I/O (PSI)."""
+    memory_stall: float | None = None
+    io_stall: float | None = None
 
 
 @dataclass(frozen=True)

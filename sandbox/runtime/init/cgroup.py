@@ -86,7 +86,8 @@ def write(path: str, text: str) -> None:
 
 
 def read(report: Mapping[str, Sequence[str | float]]) -> dict[str, float | None]:
-    """The values of a report table: name → (file, key in the file or "" for the whole file, factor); None: not told."""
+    """The values of a report table: name → (file, key in the file or "" for the whole file, factor); None: not told.
+    `key` begins its line; `key*` may stand anywhere, and its values are added up."""
     return {name: _read_value(str(path), str(key), float(factor)) for name, (path, key, factor) in report.items()}
 
 
@@ -183,10 +184,23 @@ def _read_value(path: str, key: str, factor: float) -> float | None:
         if err.errno in (*_GONE, errno.EOPNOTSUPP):
             return None
         raise
+    if key.endswith("*"):
+        return _sum_after(text, key[:-1]) * factor
     if key:
         text = next((line[len(key) + 1 :] for line in text.splitlines() if line.startswith(key + " ")), "")
     value = text.strip()
     return float(value) * factor if value.isdigit() else None  # "max" is not a number: not limited
+
+
+def _sum_after(text: str, key: str) -> int:
+    """The numbers behind `key`, over all lines: io.stat and blkio have a line a device. `some total=`: of lines that begin with some."""
+    first, _, word = key.rpartition(" ") if "=" in key else ("", "", key)
+    total = 0
+    for line in text.splitlines():
+        if line.startswith(first):
+            digits = (" " + line).partition(" " + word)[2].partition(" ")[0]
+            total += int(digits) if digits.isdigit() else 0
+    return total
 
 
 def _pids(group: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -14,12 +15,41 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+_RESERVED = 16384
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
 def write_json(path: str, value: Mapping[str, Any]) -> None:
-    """Replace the file at once: a reader sees the old or the new text, never half of it."""
+    """Replace the file at once: a reader sees the old or the new text, never half of it. On a full disk the place that
+    `reserve` took is used; OSError when there is none."""
+    data = json.dumps(value).encode()
     temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+    except OSError as err:
+        os.unlink(temporary)
+        if err.errno not in _NO_SPACE or not _fill_reserved(path, data):
+            raise
+        temporary = path + ".reserved"
     os.rename(temporary, path)
+
+
+def reserve(path: str) -> None:
+    """Take the place on the disk that the next `write_json` of this file needs, so that it cannot fail for want of it."""
+    with open(path + ".reserved", "wb") as file:
+        file.write(b" " * _RESERVED)
+
+
+def _fill_reserved(path: str, data: bytes) -> bool:
+    """Write into blocks that are ours already."""
+    try:
+        with open(path + ".reserved", "r+b") as file:
+            file.write(data)
+            file.truncate()
+    except FileNotFoundError:
+        return False
+    return len(data) <= _RESERVED
 
 
 def read_json(path: str) -> dict[str, Any] | None:
@@ -35,7 +65,7 @@ def read_json(path: str) -> dict[str, Any] | None:
 def remove_tree(path: str) -> None:
     """Remove a directory and all below it without following a link; already gone is fine."""
     try:
-        with os.scandir(path) as entries:
+        with _entries(path) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     remove_tree(entry.path)
@@ -44,6 +74,15 @@ def remove_tree(path: str) -> None:
         os.rmdir(path)
     except FileNotFoundError:
         return
+
+
+def _entries(path: str) -> Any:  # Any: what scandir gives, an iterator and a context
+    """What is in a directory, also in one that its owner may not read: overlay's work/work has no permissions (an ordinary user's)."""
+    try:
+        return os.scandir(path)
+    except PermissionError:
+        os.chmod(path, 0o700)
+        return os.scandir(path)
 
 
 def remove_stubs(upper: str, stubs: Sequence[str]) -> None:

@@ -67,6 +67,7 @@ def _enter_and_run(plan: Mapping[str, Any], outer: socket.socket, stdio: Sequenc
         os.close(target)
         os.setgid(0)
         os.setuid(0)
+        pid1.leave_keyring()
         s.prctl(s.PR_SET_PDEATHSIG, signal.SIGKILL)
         s.prctl(s.PR_SET_DUMPABLE, 0)
         code = pid1.serve_program(plan, outer, stdio)

@@ -45,9 +45,9 @@ def receive(end: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
 
 def read_plan(fd: int) -> dict[str, Any]:
     """The plan from its memfd, which is closed."""
-    with open(fd, "rb") as file:
-        file.seek(0)
-        plan: dict[str, Any] = json.load(file)
+    size = os.lseek(fd, 0, os.SEEK_END)
+    plan: dict[str, Any] = json.loads(os.pread(fd, size, 0).decode())
+    os.close(fd)
     return plan
 
 

@@ -6,6 +6,8 @@ with it the whole PID namespace.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the C module behind `signal`
+import errno
 import fcntl
 import os
 import signal
@@ -14,7 +16,7 @@ import struct
 import sys
 import termios
 
-from sandbox.runtime.init import link, program, steps, unpack
+from sandbox.runtime.init import link, pack, program, steps, unpack
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NOT_FORWARDED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, 32, 33}
+_FORWARDED = frozenset(int(number) for number in signal.valid_signals() if number not in _NOT_FORWARDED)
+_AWAITED = _FORWARDED | {int(signal.SIGCHLD)}
 
 
 def run(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int], joins: Sequence[int]) -> None:
@@ -38,6 +42,7 @@ def run(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]
             os.close(fd)
         setup = steps.Setup(dict(zip(message["mounts"], fds, strict=True)))
         _become_root(plan)
+        leave_keyring()
         _die_with_supervisor(supervisor)
         forget_imports()
         if plan["cgroup_namespace"]:
@@ -69,6 +74,15 @@ def close_others(keep: set[int]) -> None:
     os.closerange(low, 4096)
 
 
+def leave_keyring() -> None:
+    """Own keys only. Where Linux has none, or a filter around us forbids to use them, there is nothing to leave."""
+    try:
+        s.join_new_session_keyring()
+    except OSError as err:
+        if err.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+
+
 def _become_root(plan: Mapping[str, Any]) -> None:
     if plan["idmap"]:
         if plan["idmap"]["setgroups"]:
@@ -98,9 +112,8 @@ def forget_imports() -> None:
 def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]) -> int:
     """Start the program, report it, wait for it; the exit code init should end with. Raises program.Refused."""
     # Blocked before the program exists: a signal that arrives early waits for the loop below.
-    forwarded = {number for number in signal.valid_signals() if number not in _NOT_FORWARDED}
-    signal.pthread_sigmask(signal.SIG_BLOCK, forwarded | {signal.SIGCHLD})
-    entry = unpack.Unpacker(plan["process"]["unpack"]) if plan["process"]["unpack"] else program.Program(plan["process"])
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _AWAITED)
+    entry = _entry(plan["process"])
     pid = _start(entry, plan, supervisor, stdio)
     link.send(supervisor, {"event": "started"})
     for fd in stdio:
@@ -108,12 +121,21 @@ def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Seq
     null = os.open("/dev/null", os.O_RDWR)  # ours must not keep the program's pipes open
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    status = reap_until(pid, forwarded | {signal.SIGCHLD})
+    status = reap_until(pid, _AWAITED)
     say(supervisor, {"event": "ended", "status": status})
     return os.waitstatus_to_exitcode(status) & 0x7F
 
 
-def _start(entry: program.Program | unpack.Unpacker, plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]) -> int:
+def _entry(process: Mapping[str, Any]) -> program.Program | unpack.Unpacker | pack.Packer:
+    """What is started: the program, or one of ours in its place."""
+    if process["unpack"]:
+        return unpack.Unpacker(process["unpack"])
+    return pack.Packer(process["pack"]) if process.get("pack") else program.Program(process)
+
+
+def _start(
+    entry: program.Program | unpack.Unpacker | pack.Packer, plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]
+) -> int:
     if not plan["process"]["tty"]:
         return entry.start(stdio)
     master, slave = os.openpty()
@@ -128,7 +150,7 @@ def _start(entry: program.Program | unpack.Unpacker, plan: Mapping[str, Any], su
         os.close(slave)
 
 
-def reap_until(pid: int, signals: set[int]) -> int:
+def reap_until(pid: int, signals: frozenset[int]) -> int:
     """Reap every child and pass `signals` on until `pid` ended; its wait status."""
     while True:
         info = signal.sigwaitinfo(signals)

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 JOBS: dict[str, Callable[..., None]] = {"run": supervisor.run, "exec": join.run}
 
 
-def main(fd: int) -> None:
-    """Serve requests from the socket `fd` until it is closed."""
+def main(fd: int, interpreter: int = -1) -> None:
+    """Serve requests from the socket `fd` until it is closed. `interpreter`: what we were executed from, needed no more."""
+    if interpreter >= 0:
+        os.close(interpreter)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the engine, which decides what it means
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Linux reaps the supervisors
     engine = socket.socket(fileno=fd)

@@ -71,19 +71,30 @@ def make_directory(setup: Setup, path: str) -> None:
     os.makedirs(path, exist_ok=True)
 
 
-def write_file(setup: Setup, path: str, text: str, name: str) -> None:
-    """A generated file on the staging tmpfs, kept as detached mount `name` for `attach`."""
+def write_file(
+    setup: Setup, path: str, text: str, name: str, mode: int = 0o644, owner: Sequence[int] = (0, 0), read_only: bool = False
+) -> None:
+    """A generated file on the staging tmpfs, kept as detached mount `name` for `attach`. `text` may carry any bytes
+    (surrogateescape)."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(text)
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(text.encode("utf-8", "surrogateescape"))
+        if tuple(owner) != (0, 0):
+            os.fchown(fd, *owner)
+        os.fchmod(fd, mode)
     setup.mounts[name] = s.open_tree(path)
+    if read_only:
+        s.mount_setattr(setup.mounts[name], attr_set=s.MOUNT_ATTR_RDONLY)
 
 
 def attach_store(setup: Setup, target: str, source: str = "") -> None:
     """The engine's directory, idmapped by the supervisor (mount `store`), or bound from `source` where that cannot be."""
     os.mkdir(target)
     tree = setup.mounts.pop("store", -1)
-    s.move_mount(tree if tree >= 0 else s.open_tree(source), target)
+    tree = tree if tree >= 0 else s.open_tree(source)
+    s.move_mount(tree, target)
+    os.close(tree)  # a directory of the host held open is a way out (CVE-2024-21626)
 
 
 def mount_overlay(setup: Setup, lowers: Sequence[str], upper: str, work: str, target: str, volatile: bool, userxattr: bool) -> None:
@@ -91,14 +102,17 @@ def mount_overlay(setup: Setup, lowers: Sequence[str], upper: str, work: str, ta
     os.mkdir(target)
     fd = s.fsopen("overlay")
     _set_lowers(fd, lowers)
-    s.fsconfig_string(fd, "upperdir", upper)
-    s.fsconfig_string(fd, "workdir", work)
+    if upper:
+        s.fsconfig_string(fd, "upperdir", upper)
+        s.fsconfig_string(fd, "workdir", work)
     if userxattr:
         s.fsconfig_flag(fd, "userxattr")
     if volatile:  # without it each unmount syncs the disk
         s.fsconfig_flag(fd, "volatile")
     s.fsconfig_create(fd)
-    s.move_mount(s.fsmount(fd), target)
+    tree = s.fsmount(fd)
+    s.move_mount(tree, target)
+    os.close(tree)
     os.close(fd)
 
 
@@ -205,6 +219,18 @@ def protect_root(setup: Setup) -> None:
     os.close(fd)
 
 
+def set_sysctl(setup: Setup, path: str, text: str) -> None:
+    """Write one of Linux' settings of the container's own namespaces (sysctl(8))."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as err:
+        err.filename = path
+        raise
+    finally:
+        os.close(fd)
+
+
 def set_hostname(setup: Setup, name: str) -> None:
     """sethostname(2) in the container's UTS namespace."""
     socket.sethostname(name)
@@ -222,6 +248,6 @@ STEPS: dict[str, Callable[..., None]] = {
     step.__name__: step
     for step in (
         isolate_mounts, mount_staging, make_directory, write_file, attach_store, mount_overlay, detach_new, detach_bind, enter_root,
-        attach, symlink, mask, protect, protect_root, set_hostname, loopback_up,
+        attach, symlink, mask, protect, protect_root, set_sysctl, set_hostname, loopback_up,
     )
 }  # fmt: skip

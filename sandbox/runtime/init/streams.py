@@ -1,73 +1,62 @@
-"""The supervisor's pump: the program's output to the log file and to an attached client, without ever blocking on either.
+"""The supervisor's pumps: the program's output to the log and to whoever is attached, their keys to the program; never blocking.
 
-The log is docker's json-file format: one JSON object a line with `log`, `stream` and `time`.
+A slow reader slows the program, as a terminal does. One that is gone is dropped; the program and its log go on.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import time
+import select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from sandbox.runtime.init.logfile import Log
+
+    Interest = tuple[int, int, Callable[[], object]]
+    """A descriptor, what to wait for on it (poll(2)), and what to do then."""
 
 _CHUNK = 65536
 _ATOMIC = 4096  # PIPE_BUF: poll(2) says writable when this much fits
-_LONGEST_LINE = 16384  # docker splits longer lines into several entries
 
 
-class Log:
-    """Appends to a json-file log, one entry a line of output."""
+class Sink:
+    """One reader's descriptor and the bytes it has coming."""
 
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # lives as long as the supervisor
-        self._rest = {"stdout": b"", "stderr": b""}
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.pending = b""
 
-    def write(self, stream: str, data: bytes) -> None:
-        """Take bytes of a stream; whole lines are written, the rest waits."""
-        lines = (self._rest[stream] + data).split(b"\n")
-        self._rest[stream] = lines.pop()
-        entries = [line + b"\n" for line in lines]
-        while len(self._rest[stream]) >= _LONGEST_LINE:
-            entries.append(self._rest[stream][:_LONGEST_LINE])
-            self._rest[stream] = self._rest[stream][_LONGEST_LINE:]
-        self._append(stream, entries)
-
-    def close(self) -> None:
-        """Write what is left without a line end."""
-        for stream, rest in self._rest.items():
-            if rest:
-                self._append(stream, [rest])
-        self._file.close()
-
-    def _append(self, stream: str, entries: list[bytes]) -> None:
-        now = time.time_ns()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z"
-        # surrogateescape keeps bytes that are no UTF-8: json writes them as lone surrogates, readers turn them back.
-        rows = [{"log": e.decode("utf-8", "surrogateescape"), "stream": stream, "time": stamp} for e in entries]
-        if rows:
-            self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    def write(self) -> None:
+        """It takes at least one atomic piece."""
+        try:
+            written = os.write(self.fd, self.pending[:_ATOMIC])
+        except BlockingIOError:
+            return
+        except OSError:  # the reader is gone
+            self.fd, self.pending = -1, b""
+            return
+        self.pending = self.pending[written:]
 
 
 class Pump:
-    """One stream: read from `source`, written to the log and, while it lives, to the client's `sink`."""
+    """One stream: read from `source`, written to the log and to its sinks."""
 
-    def __init__(self, stream: str, source: int, sink: int | None, log: Log | None) -> None:
-        self.stream, self.source, self.sink, self._log = stream, source, sink, log
-        self._pending = b""
+    def __init__(self, stream: str, source: int, sinks: list[int], log: Log | None) -> None:
+        self.stream, self.source, self._log = stream, source, log
+        self.sinks = [Sink(fd) for fd in sinks]
         self.open = True
+        self.printed = 0
+        """Bytes so far."""
 
-    @property
-    def wants_read(self) -> bool:
-        """Whether there is room for more: a slow client slows the program, as a terminal does."""
-        return self.open and not self._pending
-
-    @property
-    def wants_write(self) -> bool:
-        """Whether the client has bytes coming."""
-        return bool(self._pending)
+    def interests(self) -> Iterator[Interest]:
+        """What it waits for now: more output once everybody has taken the last."""
+        waiting = [sink for sink in self.sinks if sink.pending]
+        for sink in waiting:
+            yield sink.fd, select.POLLOUT, sink.write
+        if self.open and not waiting:
+            yield self.source, select.POLLIN, self.read
 
     def read(self) -> None:
         """The source is readable."""
@@ -77,31 +66,39 @@ class Pump:
             return
         except OSError:  # EIO: the last writer of a terminal is gone
             data = b""
-        if not data:
-            self.open = False
-            return
-        if self._log:
-            self._log.write(self.stream, data)
-        if self.sink is not None:
-            self._pending = data
+        self._pass_on(data)
+        self.open = bool(data)
 
-    def write(self) -> None:
-        """The client's end takes at least one atomic piece."""
-        try:
-            written = os.write(self.sink, self._pending[:_ATOMIC]) if self.sink is not None else 0
-        except OSError:  # the client is gone; the program and its log go on
-            self.sink, self._pending = None, b""
-            return
-        self._pending = self._pending[written:]
+    def drop(self, fd: int) -> None:
+        """A reader leaves."""
+        self.sinks = [sink for sink in self.sinks if sink.fd != fd]
 
     def drain(self, wait_writable: Callable[[int], bool]) -> None:
-        """Everything that is left, after the last writer ended; gives up on a client that `wait_writable` calls stuck."""
+        """Everything that is left, after the last writer ended; gives up on a reader that `wait_writable` calls stuck."""
         os.set_blocking(self.source, False)
-        while self._pending or self._more():
-            if self._pending and wait_writable(self.sink if self.sink is not None else -1):
-                self.write()
-            elif self._pending:
-                self.sink, self._pending = None, b""
+        while self._empty_sinks(wait_writable) and self._more():
+            pass
+
+    def close(self) -> None:
+        """The source is read to its end."""
+        os.close(self.source)
+
+    def _pass_on(self, data: bytes) -> None:
+        self.printed += len(data)
+        if data and self._log:
+            self._log.write(self.stream, data)
+        self.sinks = [sink for sink in self.sinks if sink.fd >= 0]
+        for sink in self.sinks:
+            sink.pending = data
+
+    def _empty_sinks(self, wait_writable: Callable[[int], bool]) -> bool:
+        for sink in self.sinks:
+            while sink.pending:
+                if wait_writable(sink.fd):
+                    sink.write()
+                else:
+                    sink.fd, sink.pending = -1, b""
+        return True
 
     def _more(self) -> bool:
         """Read one piece; whether there was one."""
@@ -109,8 +106,46 @@ class Pump:
             data = os.read(self.source, _CHUNK)
         except OSError:
             data = b""
-        if data and self._log:
-            self._log.write(self.stream, data)
-        if data and self.sink is not None:
-            self._pending = data
+        self._pass_on(data)
         return bool(data)
+
+
+class Feed:
+    """Bytes for the program: read from whoever types, one piece at a time, as the program takes them."""
+
+    def __init__(self, target: int, *, terminal: bool) -> None:
+        self.target, self._terminal = target, terminal
+        os.set_blocking(target, False)
+        self.sources: list[int] = []
+        self._pending = b""
+
+    def interests(self) -> Iterator[Interest]:
+        """The next keys, once the last were taken."""
+        if self._pending:
+            yield self.target, select.POLLOUT, self._write
+            return
+        for source in self.sources:
+            yield source, select.POLLIN, lambda source=source: self._read(source)  # type: ignore[misc]
+
+    def _read(self, source: int) -> None:
+        try:
+            data = os.read(source, _ATOMIC)
+        except OSError:  # a hang-up
+            data = b""
+        if not data:
+            self.sources.remove(source)
+        if self._terminal:
+            data = data or b"\x04"  # end of file, as a terminal says it
+        elif not data and not self.sources:
+            os.close(self.target)
+            return
+        self._pending += data
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            self._pending = self._pending[os.write(self.target, self._pending) :]
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads any more
+            self._pending = b""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import select
 import signal
 import socket
@@ -15,7 +16,7 @@ import struct
 import termios
 import time
 
-from sandbox.runtime.init import cgroup, files, link, pid1, streams, title
+from sandbox.runtime.init import cgroup, control, files, link, logfile, meter, pid1, streams, title
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _STUCK_CLIENT = 1.0
 """Seconds a client may leave the last output unread before it is dropped."""
+_MUCH = 1 << 20
+"""Bytes written from which on a container's files are deleted before its end is told."""
 _AFTER_TERM = 2.0
 """Seconds between SIGTERM and SIGKILL when time is up."""
 
@@ -40,10 +43,10 @@ class Refused(Exception):
 class Container:
     """One container while it runs."""
 
-    def __init__(self, plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown: title.Title) -> None:
+    def __init__(self, plan: dict[str, Any], client: socket.socket | None, stdio: Sequence[int], shown: title.Title) -> None:
         self.plan = plan
         self.title = shown
-        self.client: socket.socket | None = client
+        self.client = client
         self.stdio = list(stdio)
         self.pid = 0
         self.pidfd = -1
@@ -53,8 +56,10 @@ class Container:
         self.started = 0.0
         self.ending = ""
         self.pumps: list[streams.Pump] = []
-        self.log: streams.Log | None = None
+        self.log: logfile.Log | None = None
         self.terminal = -1
+        self.meter: tuple[int, int] | None = None
+        self.written = _MUCH
 
     # set up ---------------------------------------------------------------------------------------------------------
 
@@ -84,17 +89,17 @@ class Container:
     def _wire_output(self) -> tuple[list[int], list[streams.Pump]]:
         """What init gets as 0, 1, 2: the client's own descriptors, or pipes of ours when the output is logged."""
         if self.plan["log"]:
-            self.log = streams.Log(self.plan["log"])
+            self.log = logfile.Log(self.plan["log"])
         if self.plan["process"]["tty"]:
             return [], []  # init opens the terminal inside
-        if not self.log:
+        if not self.log and not self.plan.get("output_limit"):
             return self.stdio, []
         inside, pumps = [self.stdio[0]], []
-        for name, sink in zip(("stdout", "stderr"), self.stdio[1:], strict=True):
+        for name, sink in zip(("stdout", "stderr"), self.stdio[1:3], strict=True):
             source, write_end = os.pipe()
             inside.append(write_end)
-            pumps.append(streams.Pump(name, source, None if self.plan["detach"] else sink, self.log))
-        return inside, pumps
+            pumps.append(streams.Pump(name, source, [] if self.plan["detach"] else [sink], self.log))
+        return [*inside, *self.stdio[3:]], pumps
 
     def _close_unused(self, given: set[int]) -> None:
         """What init has now, and for a detached container all that is the client's."""
@@ -107,7 +112,9 @@ class Container:
     def _hand_over_mounts(self) -> None:
         """Write the id maps, then send init what only the host side can make: idmapped and bound host directories."""
         trees: dict[str, int] = {}
+        userns = -1
         try:
+            _set_before_it_may_not(self.pid, self.plan)
             userns = _map_ids(self.pid, self.plan["idmap"]) if self.plan["idmap"] else -1
             for source in self.plan["host_mounts"]:
                 trees[source["name"]] = _detach_host_mount(source, userns)
@@ -129,6 +136,8 @@ class Container:
                 raise Refused(message)
             if message["event"] == "ready":
                 self.stubs = message["stubs"]
+                self.started = time.time()
+                _record(self.plan, running_state(self))  # while the program starts; should it not, its end is recorded over this
             elif message["event"] == "terminal":
                 self._wire_terminal(fds[0])
             elif message["event"] == "started":
@@ -143,8 +152,8 @@ class Container:
     def _wire_terminal(self, master: int) -> None:
         """The program has a terminal: everything it prints comes from its master."""
         self.terminal = master
-        sink = None if self.plan["detach"] else self.stdio[1]
-        self.pumps = [streams.Pump("stdout", master, sink, self.log)]
+        sinks = [] if self.plan["detach"] else [self.stdio[1]]
+        self.pumps = [streams.Pump("stdout", master, sinks, self.log)]
 
     # run ------------------------------------------------------------------------------------------------------------
 
@@ -168,15 +177,14 @@ class Container:
         watched: dict[int, Any] = {self.pidfd: "init"}
         if self.client is not None:
             watched[self.client.fileno()] = "client"
-        for pump in self.pumps:
-            if pump.wants_read:
-                watched[pump.source] = pump
+        if self.meter is not None:
+            watched[self.meter[1]] = "meter"
         for fd in watched:
             poll.register(fd, select.POLLIN)
         for pump in self.pumps:
-            if pump.wants_write and pump.sink is not None:
-                watched[pump.sink] = pump
-                poll.register(pump.sink, select.POLLOUT)
+            for fd, events, ready in pump.interests():
+                watched[fd] = ready
+                poll.register(fd, events)
         if self.terminal >= 0 and self.plan["interactive"] and self.stdio[0] >= 0:
             watched[self.stdio[0]] = "keyboard"
             poll.register(self.stdio[0], select.POLLIN)
@@ -190,8 +198,12 @@ class Container:
             self._serve_client()
         elif who == "keyboard":
             self._serve_keyboard()
-        elif isinstance(who, streams.Pump):
-            who.write() if who.wants_write else who.read()
+        elif who == "meter":
+            self._stop_meter()
+            self._end("disk", signal.SIGKILL)
+        elif callable(who):
+            who()
+            self._limit_output()
         return False
 
     def _serve_client(self) -> None:
@@ -217,6 +229,22 @@ class Container:
             os.close(self.stdio[0])
             self.stdio[0] = -1
 
+    def _limit_output(self) -> None:
+        limit = self.plan.get("output_limit")
+        if limit and not self.ending and sum(pump.printed for pump in self.pumps) > limit:
+            self._end("output", signal.SIGKILL)
+
+    def start_meter(self) -> None:
+        """Watch what it writes, where that is limited."""
+        if self.plan.get("storage_size"):
+            groups = self.plan["cgroup"]["groups"] if self.plan["cgroup"] else []
+            self.meter = meter.start(self.plan["upper"], groups, self.pid, self.plan["storage_size"])
+
+    def _stop_meter(self) -> None:
+        if self.meter is not None:
+            meter.stop(*self.meter)
+            self.meter = None
+
     def _time_is_up(self) -> float | None:
         """SIGTERM first, SIGKILL later; the next deadline."""
         if not self.ending:
@@ -240,13 +268,20 @@ class Container:
     def finish(self) -> dict[str, Any]:
         """After init: the last output, what was used, why it ended."""
         wall = time.time() - self.started
+        self._stop_meter()
+        moved, self.written = _io_of(self.pid)
         self.status = self._read_status()
         for pump in self.pumps:
             pump.drain(_wait_writable)
         if self.log:
             self.log.close()
         used = cgroup.read(dict(self.plan["cgroup"]["report"])) if self.plan["cgroup"] else {}
-        return {"event": "exited", "wait_status": self.status, "ending": self.ending, "started": self.started, "wall": wall, "used": used}
+        used = {**moved, **{name: value for name, value in used.items() if value is not None}}
+        limits = {name: self.plan.get(name) for name in ("storage_size", "output_limit")}
+        return {
+            "event": "exited", "wait_status": self.status, "ending": self.ending,
+            "started": self.started, "wall": wall, "used": used, **limits,
+        }  # fmt: skip
 
     def _read_status(self) -> int:
         """The program's wait status as init reported it, else init's own (it was killed)."""
@@ -269,6 +304,13 @@ class Container:
         if self.stubs:
             files.remove_stubs(self.plan["upper"], self.stubs)
 
+    def close(self) -> None:
+        """Let go of what belonged to this run, before the next."""
+        self.link.close()
+        os.close(self.pidfd)
+        for pump in self.pumps:
+            pump.close()
+
     def _kill_init(self) -> None:
         if self.pidfd >= 0:
             self._signal(signal.SIGKILL)
@@ -282,10 +324,35 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
     """Supervise one container from its set-up to its last trace. Called in a fork of the spawner that then exits."""
     lock = os.open(plan["directory"] + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    again = Restarts(plan) if plan["restart"][0] != "no" else None
     container = Container(plan, client, stdio, shown)
+    result = _run_once(container)
+    while again is not None and (delay := again.delay(result)) is not None:
+        _record(plan, {**result, "status": "restarting", "supervisor": os.getpid(), "restarts": again.count})
+        tell(container, result)
+        if again.is_stopped_within(delay):
+            break
+        container = again.next(container)
+        result = _run_once(container)
+    facts = {"restarts": again.count, "stopped": again.stopped} if again else {}
+    grave = bury_container(plan) if plan["remove"] else ""
+    if not plan["remove"]:
+        _record(plan, {**result, **facts, "status": "exited"})
+    if grave and container.written >= _MUCH:  # whoever sees the end may need the space
+        files.remove_tree(grave)
+    tell(container, result)
+    if grave:  # nobody needs to wait for this
+        files.remove_tree(grave)
+
+
+def _run_once(container: Container) -> dict[str, Any]:
+    """From the set-up to the last trace of one run; the report of its end."""
+    plan = container.plan
     try:
+        if plan["record"]:
+            files.reserve(plan["directory"] + "/state.json")
         container.start()
-        _record(plan, running_state(container))
+        container.start_meter()
         tell(container, {"event": "started", "pid": container.pid})
         container.watch()
         result = container.finish()
@@ -298,10 +365,54 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
     except (OSError, TimeoutError) as err:
         result["left"] = str(err)
     result["finished"] = time.time()
-    _record(plan, {**result, "status": "exited"})
-    if plan["remove"]:
-        remove_container(plan)
-    tell(container, result)
+    return result
+
+
+_FIRST_DELAY, _LONGEST_DELAY, _RAN_WELL = 0.1, 60.0, 10.0
+"""docker's back-off: 100 ms, doubled up to a minute, from the beginning again after a run of ten seconds."""
+
+
+class Restarts:
+    """--restart: whether and when a container that ended runs again. `stop` and `kill` say so at its door: then it does not."""
+
+    def __init__(self, plan: Mapping[str, Any]) -> None:
+        self._policy, self._most = plan["restart"]
+        self._door = control.listen(plan["directory"])
+        self._delay = _FIRST_DELAY
+        self.count = 0
+        self.stopped = False
+
+    def delay(self, result: Mapping[str, Any]) -> float | None:
+        """Seconds until the next run; None: there is none."""
+        self.is_stopped_within(0)
+        if self.stopped or result["event"] == "refused" or result["ending"] == "interrupted":
+            return None
+        if self._policy == "on-failure" and (result["wait_status"] == 0 or 0 < self._most <= self.count):
+            return None
+        self._delay = _FIRST_DELAY if result["wall"] >= _RAN_WELL or not self.count else min(2 * self._delay, _LONGEST_DELAY)
+        return self._delay
+
+    def is_stopped_within(self, seconds: float) -> bool:
+        """Wait so long for somebody who wants it stopped; whether somebody does."""
+        poll = select.poll()
+        poll.register(self._door, select.POLLIN)
+        if poll.poll(seconds * 1000):
+            visitor, _ = self._door.accept()
+            visitor.close()
+            self.stopped = True
+        return self.stopped
+
+    def next(self, before: Container) -> Container:
+        """The container of the next run: nobody is attached to it any more."""
+        self.count += 1
+        plan = {**before.plan, "detach": True, "interactive": False}
+        if before.client is not None:
+            before.client.close()
+        for fd in before.stdio:
+            if fd >= 0:
+                os.close(fd)
+        before.close()
+        return Container(plan, None, [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)], before.title)
 
 
 def running_state(container: Container) -> dict[str, Any]:
@@ -318,17 +429,23 @@ def running_state(container: Container) -> dict[str, Any]:
         "groups": group["groups"] if group else [],
         "stubs": container.stubs,
         "into": group["into"] if group else None,
+        "cgroup": group,
     }
 
 
-def remove_container(plan: Mapping[str, Any]) -> None:
-    """Remove the container's name and directory."""
+def bury_container(plan: Mapping[str, Any]) -> str:
+    """From now on the container is gone, and its name free; the directory to delete. Our lock in it says that we are at it."""
     for name in plan["names"]:
         try:
             os.unlink(name)
         except FileNotFoundError:
             continue
-    files.remove_tree(plan["directory"])
+    try:
+        os.makedirs(os.path.dirname(plan["grave"]), 0o700, exist_ok=True)
+        os.rename(plan["directory"], plan["grave"])
+    except FileNotFoundError:
+        return ""  # `rm -f` by another process was quicker
+    return str(plan["grave"])
 
 
 def _record(plan: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -368,6 +485,31 @@ def flags_of(namespaces: Sequence[str]) -> int:
     for name in namespaces:
         flags |= s.NAMESPACES[name]
     return flags
+
+
+def _set_before_it_may_not(pid: int, plan: Mapping[str, Any]) -> None:
+    """What init could not give itself: an OOM score, and limits above ours where we hold CAP_SYS_RESOURCE."""
+    if plan.get("oom_score_adj") is not None:
+        cgroup.write(f"/proc/{pid}/oom_score_adj", str(plan["oom_score_adj"]))
+    for name, soft, hard in plan["process"]["ulimits"]:
+        number = getattr(resource, "RLIMIT_" + name.upper())
+        _, allowed = resource.getrlimit(number)
+        if allowed != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > allowed):
+            try:
+                resource.prlimit(pid, number, (soft, hard))
+            except (OSError, ValueError) as err:
+                raise PermissionError(1, f"{hard} is above this host's hard limit {allowed}", f"ulimit {name}") from err
+
+
+def _io_of(pid: int) -> tuple[dict[str, float], int]:
+    """What init and all it has reaped read from and wrote to disks (proc(5), /proc/pid/io), before it is reaped itself; and the
+    bytes they wrote to anything: a tmpfs is no disk."""
+    try:
+        with open(f"/proc/{pid}/io", encoding="ascii") as file:
+            fields = dict(line.split(": ") for line in file.read().splitlines())
+    except (OSError, ValueError):
+        return {}, _MUCH
+    return {"io_read": int(fields["read_bytes"]), "io_written": int(fields["write_bytes"])}, int(fields["wchar"])
 
 
 def _map_ids(pid: int, idmap: Mapping[str, Any]) -> int:

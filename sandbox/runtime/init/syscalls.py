@@ -16,8 +16,8 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 _NUMBERS = {
-    "x86_64": {"pivot_root": 155, "capset": 126},
-    "aarch64": {"pivot_root": 41, "capset": 91},
+    "x86_64": {"pivot_root": 155, "capset": 126, "keyctl": 250},
+    "aarch64": {"pivot_root": 41, "capset": 91, "keyctl": 219},
 }
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _CLONE3, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 435, 437, 442
 
@@ -28,7 +28,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
-_CLONE_INTO_CGROUP = 0x200000000
+_CLONE_PARENT, _CLONE_INTO_CGROUP = 0x8000, 0x200000000
 NAMESPACES = {
     "mount": CLONE_NEWNS,
     "cgroup": CLONE_NEWCGROUP,
@@ -46,7 +46,7 @@ OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_IDMAP = 1, 2, 4, 8, 0x00100000
 FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
-RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS = 0x10, 0x02
+RESOLVE_IN_ROOT, RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, RESOLVE_NO_MAGICLINKS = 0x10, 0x08, 0x04, 0x02
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT = (
     1,
     4,
@@ -56,7 +56,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_CAPBSET_DROP, PR_SET_NO_NEW_P
     36,
     47,
 )
-PR_SET_SECUREBITS, PR_SET_KEEPCAPS = 28, 8
+PR_SET_SECUREBITS, PR_SET_KEEPCAPS, PR_SET_SECCOMP = 28, 8, 22
 
 
 def _check(result: int, path: object = None) -> int:
@@ -97,14 +97,16 @@ def setns(fd: int, flags: int) -> None:
     _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)))
 
 
-def clone(flags: int, into: str | None = None) -> int:
+def clone(flags: int, into: str | None = None, *, parent: bool = False) -> int:
     """clone3(2) as fork with namespaces: 0 in the child. Only for a process with one thread that has no at-fork hooks.
 
     `into`: the v2 cgroup the child is born in. Joining one later waits for an RCU grace period, 5 to 15 ms.
+    `parent`: the new process is a sibling, our parent's child.
     """
     cgroup = -1 if into is None else os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     born_in = (_CLONE_INTO_CGROUP, cgroup) if into is not None else (0, 0)
-    args = struct.pack("11Q", flags | born_in[0], 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, born_in[1])
+    whose, ends_with = (_CLONE_PARENT, 0) if parent else (0, signal.SIGCHLD)
+    args = struct.pack("11Q", flags | whose | born_in[0], 0, 0, 0, ends_with, 0, 0, 0, 0, 0, born_in[1])
     try:
         return _check(_call(_CLONE3, args, _long(len(args))), into)
     finally:
@@ -122,6 +124,12 @@ def umount2(target: str, flags: int = 0) -> None:
     _check(_libc.umount2(_path(target), ctypes.c_int(flags)), target)
 
 
+def setdomainname(name: str) -> None:
+    """setdomainname(2)."""
+    data = os.fsencode(name)
+    _check(_libc.setdomainname(ctypes.c_char_p(data), ctypes.c_size_t(len(data))))
+
+
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2)."""
     _check(_call(_number("pivot_root"), _path(new_root), _path(put_old)), new_root)
@@ -137,9 +145,17 @@ def move_mount(fd: int, target: str) -> None:
     _check(_call(_MOVE_MOUNT, _long(fd), _path(""), _long(AT_FDCWD), _path(target), _long(MOVE_MOUNT_F_EMPTY_PATH)), target)
 
 
-def mount_setattr(fd: int, *, attr_set: int = 0, attr_clr: int = 0, userns_fd: int = 0, recursive: bool = False) -> None:
-    """mount_setattr(2) on the mount `fd`."""
-    attr = struct.pack("QQQQ", attr_set, attr_clr, 0, userns_fd)
+def move_mount_to(fd: int, target: int) -> None:
+    """move_mount(2) of a detached mount onto what the descriptor `target` is open on."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _check(_call(_MOVE_MOUNT, _long(fd), _path(""), _long(target), _path(""), _long(flags)))
+
+
+def mount_setattr(
+    fd: int, *, attr_set: int = 0, attr_clr: int = 0, propagation: int = 0, userns_fd: int = 0, recursive: bool = False
+) -> None:
+    """mount_setattr(2) on the mount `fd`; `propagation` is one of MS_PRIVATE, MS_SHARED …, 0 leaves it."""
+    attr = struct.pack("QQQQ", attr_set, attr_clr, propagation, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _check(_call(_MOUNT_SETATTR, _long(fd), _path(""), _long(flags), ctypes.c_char_p(attr), _long(len(attr))))
 
@@ -187,6 +203,20 @@ def openat2(dirfd: int, path: str, flags: int, *, mode: int = 0, resolve: int = 
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> None:
     """prctl(2)."""
     _check(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(arg2), ctypes.c_ulong(arg3), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+
+
+def seccomp_filter(program: bytes) -> None:
+    """prctl(2), PR_SET_SECCOMP: filter every system call of this thread and its children from now on.
+    Wants no_new_privs or CAP_SYS_ADMIN."""
+    code = ctypes.create_string_buffer(program, len(program))
+    pointer = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))  # struct sock_fprog
+    mode_filter = ctypes.c_ulong(2)
+    _check(_libc.prctl(ctypes.c_int(PR_SET_SECCOMP), mode_filter, ctypes.c_char_p(pointer), ctypes.c_ulong(0), ctypes.c_ulong(0)))
+
+
+def join_new_session_keyring() -> None:
+    """keyctl(2), KEYCTL_JOIN_SESSION_KEYRING with an anonymous one: the keys of whoever started us cannot be searched any more."""
+    _check(_call(_number("keyctl"), _long(1), None))
 
 
 def prctl_name(name: str) -> None:

@@ -1,0 +1,196 @@
+"""`sandbox kernel`: install, list, remove and check kernelspecs that run in containers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from kernelspec import parameters, specs
+from kernelspec import trust as trusted
+from kernelspec.container import KERNEL_LABEL, default_command, options_from
+from sandbox import Engine
+from sandbox.cli.invocation import engine
+from sandbox.errors import InvalidOption, SandboxError
+
+_FREE = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
+
+
+@click.command("install", context_settings=_FREE)
+@click.option("--name", help="The kernelspec's name (default: the image's).")
+@click.option("--display-name", help="What the launcher shows.")
+@click.option("--language", default="python", show_default=True, help="The kernel's language.")
+@click.option("--user", is_flag=True, help="Install for this user.")
+@click.option("--sys-prefix", is_flag=True, help="Install into this Python environment.")
+@click.option("--prefix", metavar="DIR", help="Install below DIR/share/jupyter.")
+@click.option("--replace", is_flag=True, help="Write over a kernelspec of that name.")
+@click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="An environment variable of the kernel.")
+@click.option("--kernel-cmd", metavar="JSON", help="How the kernel is started, as a JSON list with {connection_file}.")
+@click.option("--mount/--no-mount", default=True, help="Mount the notebook's directory at its own path.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="IMAGE [RUN FLAGS]")
+def install(
+    name: str | None, display_name: str | None, language: str, user: bool, sys_prefix: bool, prefix: str | None, replace: bool,
+    env: tuple[str, ...], kernel_cmd: str | None, mount: bool, words: tuple[str, ...],
+) -> int:  # fmt: skip
+    """Make a kernel of an image. Every flag of `sandbox run` may follow: limits, volumes, network."""
+    image, flags = _image_and_flags(words)
+    with engine() as opened:
+        opened.image(image)
+        command = _command(kernel_cmd) if kernel_cmd else []
+        if not command:
+            default_command(opened, image)
+        spec = specs.KernelSpec(
+            image=image,
+            name=name or specs.default_name(image),
+            display_name=display_name or f"{specs.default_name(image)} (sandbox)",
+            language=language,
+            flags=flags,
+            command=command,
+            env=dict(_pair(entry) for entry in env),
+            mount=mount,
+            root=str(opened.root),
+        )
+    click.echo(f"installed {spec.name} in {specs.install(spec, specs.Place(user, sys_prefix, prefix), replace=replace)}")
+    return 0
+
+
+def _image_and_flags(words: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The one word that is no flag nor a flag's value, and the rest, checked."""
+    from magics.cells import parse_words
+    from sandbox.options import RUN
+
+    _, rest = parse_words(words, RUN, interspersed=True)
+    if len(rest) != 1:
+        raise InvalidOption("expected one image", hint="sandbox kernel install IMAGE [RUN FLAGS]")
+    place = len(words) - 1 - words[::-1].index(rest[0])
+    flags = [*words[:place], *words[place + 1 :]]
+    options_from(flags)
+    return rest[0], flags
+
+
+def _pair(entry: str) -> tuple[str, str]:
+    name, equals, value = entry.partition("=")
+    if not name or not equals:
+        raise InvalidOption(f"--env {entry}: expected NAME=VALUE")
+    return name, value
+
+
+def _command(text: str) -> list[str]:
+    try:
+        words = json.loads(text)
+    except ValueError as err:
+        raise InvalidOption(
+            f"--kernel-cmd: {err}", hint='write ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]'
+        ) from err
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not words:
+        raise InvalidOption("--kernel-cmd: expected a JSON list of words")
+    if not any("{connection_file}" in word for word in words):
+        raise InvalidOption("--kernel-cmd: {connection_file} is missing")
+    return words
+
+
+@click.command("list")
+@click.option("--format", "style", type=click.Choice(["table", "json"]), default="table")
+def list_(style: str) -> int:
+    """List the kernels that run in containers."""
+    found = specs.installed()
+    if style == "json":
+        click.echo(json.dumps(found))
+        return 0
+    for name, entry in found.items():
+        click.echo(f"{name:20} {entry['config'].get('image', ''):30} {' '.join(entry['config'].get('flags', []))}".rstrip())
+    return 0
+
+
+@click.command("remove")
+@click.option("--all", "everything", is_flag=True, help="Remove all of ours.")
+@click.argument("names", nargs=-1)
+def remove(everything: bool, names: tuple[str, ...]) -> int:
+    """Remove kernels of ours."""
+    if not names and not everything:
+        raise InvalidOption("no kernel named", hint="give names, or --all")
+    for name in specs.installed() if everything else names:
+        click.echo(f"removed {specs.remove(name)}")
+    return 0
+
+
+@click.command("doctor")
+def doctor() -> int:
+    """Say of each kernel whether it could start. The status is 1 when one could not."""
+    failed = False
+    for name, entry in specs.installed().items():
+        reason = _obstacle(entry["config"])
+        failed |= bool(reason)
+        click.echo(f"{'✗' if reason else '✓'} {name}{': ' + reason if reason else ''}")
+    return int(failed)
+
+
+def _obstacle(config: dict[str, object]) -> str:
+    try:
+        with Engine(str(config.get("root") or "") or None) as opened:
+            image = opened.image(str(config["image"]))
+            words = config.get("command") or default_command(opened, str(config["image"]))
+            program = str(next(iter(words))) if isinstance(words, list | tuple) else ""
+            return "" if opened.has_program(image, program) else f"{program}: not in the image"
+    except (SandboxError, OSError) as err:
+        return str(err)
+
+
+@click.command("reset")
+@click.option("--all", "everything", is_flag=True, help="Reset all kernels.")
+@click.argument("kernels", nargs=-1)
+def reset(everything: bool, kernels: tuple[str, ...]) -> int:
+    """Drop the containers of kernels, by their ids: a server that runs one starts it again, with the image's files."""
+    if not kernels and not everything:
+        raise InvalidOption("no kernel named", hint="give ids of kernels or containers, or --all")
+    with engine() as opened:
+        found = {each.labels[KERNEL_LABEL]: each for each in opened.containers(all=True) if KERNEL_LABEL in each.labels}
+        chosen = set(found) if everything else {_kernel_named(name, {key: each.id for key, each in found.items()}) for name in kernels}
+        for key in sorted(chosen):
+            found[key].remove(force=True)
+            click.echo(f"reset {key}")
+    return 0
+
+
+def _kernel_named(name: str, ids: dict[str, str]) -> str:
+    """The one kernel whose id, or whose container's, begins with `name`."""
+    close = [kernel for kernel, container in ids.items() if name and (kernel.startswith(name) or container.startswith(name))]
+    if len(close) != 1:
+        raise InvalidOption(f"kernel {name}: {'several begin so' if close else 'not there'}", hint="its id is in Jupyter Server's log")
+    return close[0]
+
+
+@click.command("trust")
+@click.option("--forget", is_flag=True, help="Take it back.")
+@click.option("--list", "listing", is_flag=True, help="List the notebooks that are trusted.")
+@click.argument("notebooks", nargs=-1, type=click.Path(path_type=Path))
+def trust(forget: bool, listing: bool, notebooks: tuple[Path, ...]) -> int:
+    """Let notebooks' `metadata.sandbox` give their kernels more than the kernelspec does: volumes, network, pulls, higher limits.
+
+    The decision holds for what the metadata says now: whoever changes it has to ask again.
+    """
+    if not notebooks and not listing:
+        raise InvalidOption("no notebook named", hint="sandbox trust NOTEBOOK, or --list")
+    with engine() as opened:
+        for notebook in notebooks:
+            click.echo(_forget(opened.root, notebook) if forget else _trust(opened.root, notebook))
+        for place in trusted.listed(opened.root) if listing else ():
+            click.echo(place)
+    return 0
+
+
+def _trust(root: Path, notebook: Path) -> str:
+    if not notebook.is_file():
+        raise InvalidOption(f"{notebook}: no such notebook")
+    asked = parameters.metadata_of(notebook)
+    if not asked:
+        raise InvalidOption(f"{notebook}: asks for nothing", hint="metadata.sandbox of the notebook is empty")
+    trusted.trust(root, notebook, asked)
+    return f"trusted {notebook}: {json.dumps(asked, sort_keys=True)}"
+
+
+def _forget(root: Path, notebook: Path) -> str:
+    if not trusted.forget(root, notebook):
+        raise InvalidOption(f"{notebook}: was not trusted", hint="sandbox trust --list")
+    return f"no longer trusted: {notebook}"

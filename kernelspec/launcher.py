@@ -1,0 +1,109 @@
+"""`python -m kernelspec.launcher DIRECTORY CONNECTION_FILE`: a kernelspec's kernel for front ends without provisioners.
+
+They start argv and talk TCP to the ports of the connection file (VS Code, Spyder, old servers). The kernel itself talks over Unix
+sockets: ZMTP does not care, so the bytes are passed on as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any  # kernel.json and connection files
+
+from kernelspec.container import KernelContainer, KernelRequest, SocketDirectory, default_command, options_from
+from kernelspec.parameters import apply_all
+from sandbox import Engine
+from sandbox.errors import SandboxError
+
+_CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+_CHUNK = 65536
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the kernel until it ends; its exit status."""
+    directory, connection = Path(argv[0]), json.loads(Path(argv[1]).read_text(encoding="utf-8"))
+    try:
+        return asyncio.run(_serve(_request(directory), connection))
+    except SandboxError as err:
+        sys.stderr.write(f"kernel: {err}" + (f" ({err.hint})" if err.hint else "") + "\n")
+        return 125
+
+
+def _request(directory: Path) -> KernelRequest:
+    spec = json.loads((directory / "kernel.json").read_text(encoding="utf-8"))
+    config = spec["metadata"]["kernel_provisioner"]["config"]
+    command = tuple(config["command"])
+    if not command:
+        with Engine(config["root"] or None) as engine:
+            command = default_command(engine, config["image"])
+    session = os.environ.get("JPY_SESSION_NAME", "")
+    with Engine(config["root"] or None) as engine:
+        options = apply_all(options_from(config["flags"]), Path(session) if session else None, os.environ, engine.root)
+    return KernelRequest(
+        image=config["image"],
+        argv=command,
+        options=options,
+        env={name: value for name, value in spec.get("env", {}).items() if not name.startswith("KERNEL_")},
+        cwd=str(Path.cwd()) if config["mount"] else None,
+        kernel_id=str(os.getpid()),
+        root=config["root"] or None,
+    )
+
+
+async def _serve(request: KernelRequest, connection: dict[str, Any]) -> int:
+    directory = SocketDirectory()
+    kernel = KernelContainer(request, directory)
+    numbers = {channel: number for number, channel in enumerate(_CHANNELS, 1)}
+    inside = {**connection, "transport": "ipc", "ip": directory.base, **{f"{name}_port": n for name, n in numbers.items()}}
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        kernel.start(json.dumps(inside), stdout=1, stderr=2, on_end=lambda _: _tell(loop, ended))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, kernel.signal, number)
+        servers = [await _relay(connection, name, f"{directory.base}-{n}") for name, n in numbers.items()]
+        await ended.wait()
+        for server in servers:
+            server.close()
+    finally:
+        await asyncio.to_thread(kernel.close)
+    return kernel.poll() or 0
+
+
+def _tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    """From the thread that waits for the kernel."""
+    loop.call_soon_threadsafe(ended.set)
+
+
+async def _relay(connection: dict[str, Any], channel: str, socket_path: str) -> asyncio.Server:
+    """Pass on what comes to the channel's port. Before the kernel listens a connection is closed: ZeroMQ tries again."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            inner_reader, inner_writer = await asyncio.open_unix_connection(socket_path)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
+
+    return await asyncio.start_server(serve, connection["ip"], connection[f"{channel}_port"])
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(_CHUNK):
+            writer.write(data)
+            await writer.drain()
+    except (ConnectionError, asyncio.CancelledError):
+        pass  # one side went: so does the other
+    finally:
+        writer.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

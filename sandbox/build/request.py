@@ -1,0 +1,64 @@
+"""What a build is asked for, and what of it can be refused before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sandbox.build.settings import Settings
+from sandbox.errors import InvalidInput
+from sandbox.runtime.spec import Network
+
+EPOCH = "SOURCE_DATE_EPOCH"
+"""The build argument that fixes every time (reproducible-builds.org/docs/source-date-epoch)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What to build. `dockerfile` is its text; `dockerfile_path`, when it came from a file, gives <Dockerfile>.dockerignore;
+    `name` is what messages call it (default: the path's name). `context` None: nothing to COPY from. `now` is the time in
+    history and config, unless the build argument SOURCE_DATE_EPOCH gives another. `target`: the stage, default the last."""
+
+    dockerfile: str
+    now: datetime
+    context: Path | None = None
+    dockerfile_path: Path | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    target: str | None = None
+    no_cache: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    network: Network = "host"
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def ignore_file(self) -> Path | None:
+        """<Dockerfile>.dockerignore, where that would be."""
+        path = self.dockerfile_path
+        return path.with_name(path.name + ".dockerignore") if path else None
+
+    @property
+    def epoch(self) -> int | None:
+        """The time everything gets, in seconds; None when times are those of the build. InvalidInput."""
+        text = self.build_args.get(EPOCH)
+        if not text:
+            return None
+        if not (text.isascii() and text.isdigit() and len(text) < 12):
+            raise InvalidInput(f"build argument {EPOCH}={text}: not a number of seconds")
+        return int(text)
+
+    @property
+    def time(self) -> datetime:
+        """The time in history and config."""
+        return self.now if self.epoch is None else datetime.fromtimestamp(self.epoch, UTC)
+
+
+def check_text(request: BuildRequest) -> None:
+    """Values from a command line may hold bytes that are not UTF-8; neither a config nor an environment can. InvalidInput."""
+    for what, values in (("build argument", request.build_args), ("label", request.labels)):
+        for name, value in values.items():
+            if "\0" in value or any("\ud800" <= char <= "\udfff" for char in name + value):
+                raise InvalidInput(f"{what} {name!a}: not text: it holds a NUL or broken UTF-8")

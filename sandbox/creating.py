@@ -1,0 +1,145 @@
+"""Make a container of an image: its record, its directory, its volumes. Nothing is started here."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sandbox import launch, trees
+from sandbox.errors import InvalidOption
+from sandbox.image.store import Image, Store
+from sandbox.launch import VolumeRequest
+from sandbox.options import RunOptions
+from sandbox.records import Record, Records
+from sandbox.runtime.init import files
+from sandbox.runtime.spec import ContainerSpec, Mount, Rootfs
+
+
+class Creator:
+    """Makes containers below `root`."""
+
+    def __init__(self, root: Path, store: Store, records: Records) -> None:
+        self._root = root
+        self._store = store
+        self._records = records
+
+    def create(self, image: str | Image, argv: Sequence[str], options: RunOptions, extra: Sequence[Mount] = ()) -> Record:
+        """A new container, stopped; ImageNotFound, InvalidOption, and then nothing is left of it."""
+        with self._store.shared():
+            found = self._store.find(image) if isinstance(image, str) else image
+            container_id = self._records.new_id()
+            spec = self._spec(container_id, found, argv, options)
+            directory = self._records.directory(container_id)
+            name = self._records.claim_name(container_id, options.name)
+            try:
+                directory.mkdir(mode=0o700, parents=True)
+                mounts = (*self._mounts(found, directory, options), *extra)
+                self._make_upper(directory, found)
+                record = self._record_of(replace(spec, mounts=mounts), found, name, image, options)
+                self._records.write(record)
+            except BaseException:
+                self._records.remove(container_id, [name])
+                raise
+        return record
+
+    def _record_of(self, spec: ContainerSpec, image: Image, name: str, asked: str | Image, options: RunOptions) -> Record:
+        config = image.config.value.config
+        return Record(
+            id=spec.id,
+            name=name,
+            image_name=asked if isinstance(asked, str) else next((name.familiar for name in self._store.names(image.id)), image.id.short),
+            image_id=str(image.id),
+            chain=str(image.top) if image.top else None,
+            created=time.time(),
+            labels=launch.make_labels(config, options),
+            auto_remove=options.rm,
+            restart=launch.make_restart(options),
+            interactive=options.interactive,
+            ports=sorted(config.exposed_ports or ()),
+            spec=spec,
+        )
+
+    def _spec(self, container_id: str, image: Image, argv: Sequence[str], options: RunOptions) -> ContainerSpec:
+        config = image.config.value.config
+        directory = self._records.directory(container_id)
+        env = launch.make_env(options, os.environ, _read_file)
+        return ContainerSpec(
+            id=container_id,
+            rootfs=Rootfs(self._store.lowers(image.top), str(directory / "upper"), str(directory / "work"), volatile=options.rm),
+            process=launch.make_process(config, argv, options, env),
+            hostname=launch.check_hostname(options.hostname or container_id[:12]),
+            network=launch.make_network(options),
+            userns="host" if options.userns == "host" else "private",
+            limits=launch.make_limits(options, launch.block_device_number),
+            read_only=options.read_only,
+            cap_add=options.cap_add,
+            cap_drop=options.cap_drop,
+            privileged=options.privileged,
+            seccomp=launch.make_seccomp(options, _read_file),
+            no_new_privileges=launch.make_no_new_privileges(options),
+            devices=launch.make_devices(options),
+            sysctls=launch.make_sysctls(options),
+            oom_score_adj=launch.make_oom_score_adj(options),
+            storage_size=options.storage_opt,
+            output_limit=options.output_limit,
+            ulimits=options.ulimit,
+            extra_hosts=launch.make_hosts(options),
+            stop_signal=launch.make_stop_signal(config, options),
+            timeout=options.timeout,
+            shm_size=options.shm_size,
+            allow_unenforced=options.allow_unenforced,
+        )
+
+    def _make_upper(self, directory: Path, image: Image) -> None:
+        """The upper directory gives the container's / its mode and owner: the image's."""
+        upper = directory / "upper"
+        upper.mkdir()
+        (directory / "work").mkdir(mode=0o700)
+        root = self._store.tree(image.top).stat("/").stat
+        os.chmod(upper, root.st_mode & 0o7777)
+        if os.geteuid() == 0:
+            os.chown(upper, root.st_uid, root.st_gid)
+
+    def _mounts(self, image: Image, directory: Path, options: RunOptions) -> tuple[Mount, ...]:
+        """-v, --tmpfs, and an anonymous volume for each VOLUME of the image that nothing else covers."""
+        requests = [launch.parse_volume(text) for text in options.volume]
+        tmpfs = [launch.parse_tmpfs(text) for text in options.tmpfs]
+        taken = {request.target for request in requests} | {target for target, _ in tmpfs}
+        requests += [VolumeRequest("named", "", path) for path in sorted(image.config.value.config.volumes or ()) if path not in taken]
+        return (
+            *(self._bind(request, number, image, directory) for number, request in enumerate(requests)),
+            *(Mount("tmpfs", target, options=given) for target, given in tmpfs),
+        )
+
+    def _bind(self, request: VolumeRequest, number: int, image: Image, directory: Path) -> Mount:
+        if request.kind == "bind":
+            source = Path(request.source).expanduser().absolute()
+            if not source.exists():
+                source.mkdir(parents=True)  # as docker does
+        else:
+            source = self._root / "volumes" / request.source / "_data" if request.source else directory / "volumes" / str(number)
+            self._make_volume(source, image, request.target)
+        return Mount("bind", request.target, str(source), read_only=request.read_only)
+
+    def _make_volume(self, source: Path, image: Image, target: str) -> None:
+        """A new volume begins with what the image has at its place. Filled beside its place, so that nobody sees half of it."""
+        if source.exists():
+            return
+        source.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = source.with_name(f"{source.name}.{self._records.new_id()[:12]}")
+        fresh.mkdir(mode=0o755)
+        trees.populate(self._store.tree(image.top), target, fresh)
+        try:
+            fresh.rename(source)
+        except OSError:  # another container made it meanwhile
+            files.remove_tree(str(fresh))
+
+
+def _read_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise InvalidOption(f"{path}: {err}") from err

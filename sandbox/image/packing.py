@@ -1,0 +1,61 @@
+"""An image as it leaves: the same config, its layers compressed as asked, each of them once in the life of a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import msgspec
+
+from sandbox.image.compression import MEDIA_TYPES, Compression, compressed, compression_of
+from sandbox.image.store import Image, Store
+from sandbox.oci import LAYER_TAR, Descriptor, encode
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How layers leave. `compression` None: as the image's manifest has them. `force`: received layers are compressed anew
+    too; else only those built here are. `level`: how hard (gzip 0 to 3, zstd 1 to 19; None: 1); a layer compressed before stays."""
+
+    compression: Compression | None = None
+    force: bool = False
+    level: int | None = None
+
+
+def pack(store: Store, image: Image, packing: Packing) -> Image:
+    """The image whose manifest describes the layers as they leave; their bytes are what `store.layer_stream` then gives.
+
+    ImageError when a layer's bytes are gone. A layer compressed before is not compressed again.
+    """
+    compression = packing.compression
+    if compression is None:
+        return image
+    with store.shared(), ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+        made = [pool.submit(pack_layer, store, image, index, packing) for index in range(len(image.diff_ids))]
+        layers = [future.result() for future in made]
+    return with_layers(image, layers)
+
+
+def pack_layer(store: Store, image: Image, index: int, packing: Packing) -> Descriptor:
+    """One layer as it leaves; its bytes are what `store.described_layer` then gives. ImageError."""
+    current = image.manifest.value.layers[index]
+    wanted = packing.compression
+    if wanted is None or compression_of(current.media_type) == wanted or (current.media_type != LAYER_TAR and not packing.force):
+        return current
+    diff_id = image.diff_ids[index]
+    if wanted == "none":
+        return Descriptor(LAYER_TAR, diff_id, store.snapshot(image.chain_ids[index]).tar_size)
+    if found := store.packed_layer(diff_id, MEDIA_TYPES[wanted]):
+        return found
+    with store.tar_stream(image, index) as tar:
+        return store.keep_packed(diff_id, MEDIA_TYPES[wanted], compressed(tar, wanted, packing.level))
+
+
+def with_layers(image: Image, layers: Sequence[Descriptor]) -> Image:
+    """The image with layers of the same content in other forms."""
+    manifest = image.manifest.value
+    if list(layers) == manifest.layers:
+        return image
+    return Image(encode(msgspec.structs.replace(manifest, layers=list(layers))), image.config)

@@ -1,0 +1,82 @@
+"""How registries are reached by one command: servers, credentials, TLS; connections are made once and shared."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from sandbox.errors import RegistryError
+from sandbox.image.reference import Reference
+from sandbox.image.registry.credentials import Credential, CredentialFiles
+from sandbox.image.registry.hosts import Endpoint, RegistriesConf, registry_endpoint
+from sandbox.image.registry.repository import Connection, Repository
+from sandbox.image.registry.tokens import Authorizer
+from sandbox.image.registry.wire import Patience, Wire
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a command says of how registries are reached. `tls_verify` None: as configured; `credential` instead of any file's."""
+
+    tls_verify: bool | None = None
+    authfile: Path | None = None
+    credential: Credential | None = field(default=None, repr=False)
+    patience: Patience = field(default_factory=Patience)
+
+    @property
+    def insecure(self) -> bool | None:
+        """As registries.conf says it."""
+        return None if self.tls_verify is None else not self.tls_verify
+
+
+class Access:
+    """Opens repositories. A context manager: leaving it closes the connections. Thread-safe."""
+
+    def __init__(self, environ: Mapping[str, str], terms: Terms = Terms()) -> None:
+        home = Path(environ.get("HOME") or Path.home())
+        self.terms = terms
+        self.stop = threading.Event()
+        self.wire = Wire(environ, terms.patience, self.stop)
+        self.files = CredentialFiles(environ, home, terms.authfile)
+        self.conf = RegistriesConf.read(environ, home)
+        self._connections: dict[Endpoint, Connection] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop.set()
+        self.wire.close()
+
+    def sources(self, reference: Reference) -> list[Repository]:
+        """Where to pull from, mirrors first."""
+        return [self._repository(endpoint, "pull") for endpoint in self.conf.sources(reference, insecure=self.terms.insecure)]
+
+    def destination(self, reference: Reference) -> Repository:
+        """Where to push to."""
+        return self._repository(self.conf.destination(reference, insecure=self.terms.insecure), "pull,push")
+
+    def registry(self, name: str) -> Repository:
+        """A registry itself, for what is about no repository."""
+        endpoint = registry_endpoint(name, self.conf.tables, insecure=self.terms.insecure)
+        return self._repository(endpoint, "pull")
+
+    def _repository(self, endpoint: Endpoint, actions: str) -> Repository:
+        with self._lock:
+            if endpoint not in self._connections:
+                authorizer = Authorizer(self.wire, f"https://{endpoint.host}", not endpoint.insecure, lambda: self._credential(endpoint))
+                self._connections[endpoint] = Connection(endpoint, self.wire, authorizer)
+            return Repository(self._connections[endpoint], endpoint.repository, actions)
+
+    def _credential(self, endpoint: Endpoint) -> Credential | None:
+        return self.terms.credential or self.files.find(endpoint.registry, endpoint.repository)
+
+    def poll(self, attempt: Callable[[], bool]) -> None:
+        """Try until it succeeds, or everything stops. RegistryError."""
+        while not attempt():
+            if self.stop.wait(0.02):
+                raise RegistryError("transfer: stopped")

@@ -1,0 +1,233 @@
+"""An image from a registry into the store: layers fetched at the same time, each verified while it is read, unpacked while it comes.
+
+Layers are unpacked in order (each above the ones below), by one thread, from files that the fetching threads still write.
+Nothing has a name before everything is here: what fails leaves at most files that the next pull goes on with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Literal, NoReturn, TypeVar
+
+from sandbox.errors import ImageNotFound, InvalidImage, NotInRegistry, RegistryError
+from sandbox.image.compression import compression_of
+from sandbox.image.flights import Flights
+from sandbox.image.reference import Reference
+from sandbox.image.registry.access import Access
+from sandbox.image.registry.fetching import Fetcher
+from sandbox.image.registry.platforms import choose, fits, platform_text, this_platform
+from sandbox.image.registry.progress import BlobProgress, OnTransfer, Teller, TransferDone, TransferStarted, TransferWarning, ignore
+from sandbox.image.registry.repository import RawManifest, Repository
+from sandbox.image.store import Image, Store, chain_id_above
+from sandbox.oci import (
+    CONFIG_TYPE,
+    DOCKER_CONFIG,
+    Descriptor,
+    Digest,
+    Document,
+    ImageConfig,
+    Index,
+    Manifest,
+    Platform,
+    decode,
+    oci_layer,
+)
+
+Answered = TypeVar("Answered")
+PullPolicy = Literal["missing", "always", "never"]
+
+_CONFIGS = (CONFIG_TYPE, DOCKER_CONFIG, "application/octet-stream")
+_CONFIG_LIMIT = 8 << 20
+_AT_ONCE = 4
+_MOST_LAYERS = 500
+_DEPTH = 3
+_FOREIGN = ("foreign", "nondistributable")
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull brought: `digest` is what the registry calls it (of the index, when there is one); `is_new`: whether the name meant
+    another image, or none, before."""
+
+    reference: Reference
+    digest: Digest
+    image: Image
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A manifest in a registry: under `top` (the name's own document) the one for the platform."""
+
+    top: RawManifest
+    manifest: Document[Manifest]
+    config: Document[ImageConfig]
+    sources: Sequence[Repository]
+
+
+def pull(
+    store: Store, access: Access, reference: Reference, *, platform: Platform | None = None, on_event: OnTransfer = ignore
+) -> Pulled:
+    """Bring an image here, and name it. NotInRegistry, Unauthorized, DigestMismatch, InvalidImage, UnsafeLayer, RateLimited,
+    RegistryError: then no name has changed."""
+    begun, tell = time.monotonic(), Teller(on_event)
+    with store.shared():
+        found = _find(access, reference, platform, tell)
+        manifest = found.manifest.value
+        tell(TransferStarted("pull", reference.familiar, tuple((layer.digest, layer.size) for layer in manifest.layers)))
+        with closing(Fetcher(store, access, found.sources, tell)) as fetcher:
+            _Layers(store, access, fetcher, tell).bring(found)
+        image = store.put_documents(found.manifest, found.config)
+        named = replace(reference, tag=None) if reference.digest else reference
+        is_new = _image_of(store, named) != image.id
+        store.tag(named, image)
+        store.note_digest(reference.name, found.top.digest, image)
+    limit = found.sources[0].connection.limit
+    tell(TransferDone(found.top.digest, tell.moved, time.monotonic() - begun, limit))
+    return Pulled(named, found.top.digest, image, is_new)
+
+
+def _image_of(store: Store, reference: Reference) -> str | None:
+    try:
+        return store.find(str(reference)).id
+    except ImageNotFound:
+        return None
+
+
+def pull_all(
+    store: Store, access: Access, reference: Reference, *, platform: Platform | None = None, on_event: OnTransfer = ignore
+) -> list[Pulled]:
+    """Every tag of a repository (`-a`)."""
+    tags = _from_any(access.sources(reference), lambda source: source.tags())[0]
+    if not tags:
+        raise NotInRegistry(f"{reference.familiar_name}: has no tags")
+    return [pull(store, access, reference.with_tag(tag), platform=platform, on_event=on_event) for tag in tags]
+
+
+def _from_any(sources: Sequence[Repository], action: Callable[[Repository], Answered]) -> tuple[Answered, Sequence[Repository]]:
+    """The first answer, and the sources from the one that gave it on; the last one's error."""
+    for place, source in enumerate(sources):
+        try:
+            return action(source), sources[place:]
+        except RegistryError:
+            if place == len(sources) - 1:
+                raise
+    raise AssertionError("no source")
+
+
+def _find(access: Access, reference: Reference, platform: Platform | None, tell: Teller) -> _Found:
+    name = reference.digest or reference.tag or "latest"
+    top, sources = _from_any(access.sources(reference), lambda source: source.manifest(name))
+    wanted, raw = platform or this_platform(), top
+    for _ in range(_DEPTH):
+        if not raw.is_index:
+            break
+        chosen = choose(decode(Index, raw.raw).value.manifests, wanted, reference.familiar)
+        raw = sources[0].manifest(Digest.parse(chosen.digest))
+        if len(raw.raw) != chosen.size:
+            raise InvalidImage(f"{reference.familiar}: its index says {chosen.size} bytes of {chosen.digest[:19]}…, it has {len(raw.raw)}")
+    manifest = decode(Manifest, raw.raw)
+    _check(manifest.value, raw.media_type, reference)
+    config = decode(ImageConfig, sources[0].read_blob(manifest.value.config, _CONFIG_LIMIT))
+    _check_config(config.value, manifest.value, reference)
+    _check_platform(config.value, platform, reference, tell)
+    return _Found(top, manifest, config, sources)
+
+
+def _check(manifest: Manifest, media_type: str, reference: Reference) -> None:
+    """That it is an image, and that all of it can be had here."""
+    if "index" in media_type or "list" in media_type:
+        raise InvalidImage(f"{reference.familiar}: indexes within indexes, too deep")
+    kind = manifest.config.media_type
+    if kind not in _CONFIGS:
+        raise InvalidImage(f"{reference.familiar}: no image but a {kind}", hint="this engine runs container images only")
+    if len(manifest.layers) > _MOST_LAYERS:
+        raise InvalidImage(f"{reference.familiar}: {len(manifest.layers)} layers; Linux stacks at most {_MOST_LAYERS}")
+    for layer in manifest.layers:
+        Digest.parse(layer.digest)
+        if any(word in layer.media_type for word in _FOREIGN):
+            raise InvalidImage(f"{reference.familiar}: layer {layer.digest[:19]}… is foreign: it lies elsewhere and may not be distributed")
+        if not oci_layer(layer).media_type.startswith("application/vnd.oci.image.layer.v1.tar"):
+            raise InvalidImage(f"{reference.familiar}: layer {layer.digest[:19]}… is of the unknown kind {layer.media_type}")
+        compression_of(layer.media_type)
+
+
+def _check_config(config: ImageConfig, manifest: Manifest, reference: Reference) -> None:
+    """Before anything is fetched."""
+    if len(config.rootfs.diff_ids) != len(manifest.layers):
+        counts = f"{len(manifest.layers)} layers in the manifest, {len(config.rootfs.diff_ids)} diff_ids in the config"
+        raise InvalidImage(f"{reference.familiar}: {counts}")
+
+
+def _check_platform(config: ImageConfig, wanted: Platform | None, reference: Reference, tell: Teller) -> None:
+    offered = Platform(config.architecture, config.os, variant=config.variant)
+    if fits(offered, wanted or this_platform()):
+        return
+    if wanted is not None:
+        raise NotInRegistry(f"{reference.familiar}: no image for {platform_text(wanted)}", hint=f"there is {platform_text(offered)}")
+    tell(TransferWarning(f"{reference.familiar} is for {platform_text(offered)}; this machine is {platform_text(this_platform())}"))
+
+
+@dataclass
+class _Layers:
+    """Brings the layers of one image."""
+
+    store: Store
+    access: Access
+    fetcher: Fetcher
+    tell: Teller
+
+    def bring(self, found: _Found) -> None:
+        layers = found.manifest.value.layers
+        diff_ids = [Digest.parse(text) for text in found.config.value.rootfs.diff_ids]
+        missing = {layer.digest: layer for layer in layers if not self.store.has_blob(layer.digest)}
+        for layer in layers:
+            if layer.digest not in missing:
+                self.tell(BlobProgress(layer.digest, "present", layer.size, layer.size))
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="pull") as pool:
+            fetches = {digest: pool.submit(self.fetcher.fetch, layer) for digest, layer in missing.items()}
+            try:
+                parent: Digest | None = None
+                for layer, diff_id in zip(layers, diff_ids, strict=True):
+                    parent = self._apply(parent, layer, diff_id, layer.digest in missing)
+                for fetch in fetches.values():
+                    fetch.result()
+            except BaseException as err:  # noqa: BLE001 (raised again below)
+                self.access.stop.set()
+                pool.shutdown(cancel_futures=True)
+                _raise_cause(err, fetches.values())
+
+    def _apply(self, parent: Digest | None, layer: Descriptor, diff_id: Digest, is_coming: bool) -> Digest:
+        """The snapshot of a layer above its parent; made by one of those who want it."""
+        chain_id = chain_id_above(parent, diff_id)
+        with Flights(self.store.root, self.access.poll).hold(f"layer-{chain_id.hex}"):
+            if self._has(chain_id):
+                if is_coming:
+                    self.fetcher.growing(layer).wait_whole()
+                self.store.note_layer(diff_id, oci_layer(layer))
+            elif is_coming:
+                with self.fetcher.reader(layer) as stream:
+                    self.store.apply_stream(parent, layer, stream, diff_id=diff_id)
+            else:
+                self.store.apply_layer(parent, layer, diff_id=diff_id)
+        self.tell(BlobProgress(layer.digest, "done", layer.size, layer.size))
+        return chain_id
+
+    def _has(self, chain_id: str) -> bool:
+        try:
+            self.store.snapshot(chain_id)
+        except ImageNotFound:
+            return False
+        return True
+
+
+def _raise_cause(err: BaseException, fetches: Iterable[Future[None]]) -> NoReturn:
+    """What stopped the others, and not how they stopped."""
+    for fetch in fetches:
+        if fetch.done() and not fetch.cancelled() and (cause := fetch.exception()) is not None and "stopped" not in str(cause):
+            raise cause from None if cause is err else err
+    raise err

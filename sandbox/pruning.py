@@ -1,0 +1,73 @@
+"""Take away what nothing needs any more: stopped containers, unused images and layers, what a kill left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from sandbox.image.store import Store
+from sandbox.images import Images
+from sandbox.outplaces import abandoned
+from sandbox.records import Records
+from sandbox.runtime.init import files
+from sandbox.starting import Starter
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What `prune` removed: ids of containers, images and snapshots, and the bytes that came free."""
+
+    containers: tuple[str, ...]
+    images: tuple[str, ...]
+    snapshots: tuple[str, ...]
+    reclaimed: int
+
+
+class Pruner:
+    """Prunes one engine."""
+
+    def __init__(self, store: Store, records: Records, images: Images, starter: Starter) -> None:
+        self._store = store
+        self._records = records
+        self._images = images
+        self._starter = starter
+
+    def everything(self, *, all: bool = False) -> PruneReport:
+        """Remove stopped containers, images without a name (`all`: without a container), unused snapshots and everything stray."""
+        removed = [record for record in self._records.all() if self._records.state(record.id).status == "exited"]
+        with self._store.exclusive():
+            for record in removed:
+                self._starter.remove(record)
+            self._starter.sweep_groups(set(self._stray_ids()))
+            for container_id in self._stray_ids():
+                self._records.remove(container_id, [])
+            for grave in self._records.graves():
+                files.remove_tree(str(grave))
+            for place in abandoned(self._store.root):
+                files.remove_tree(str(place))
+            for link in self._records.stale_names():
+                link.unlink(missing_ok=True)
+        return replace(self.images(all=all), containers=tuple(record.id for record in removed))
+
+    def containers(self) -> PruneReport:
+        """Remove stopped containers only."""
+        removed = [record for record in self._records.all() if self._records.state(record.id).status == "exited"]
+        for record in removed:
+            self._starter.remove(record)
+        return PruneReport(tuple(record.id for record in removed), (), (), 0)
+
+    def images(self, *, all: bool = False) -> PruneReport:
+        """Remove images without a name (`all`: without a container) and what only they needed."""
+        images = self._images.remove_unused(all=all)
+        snapshots = self._store.prune_snapshots(self.chains_in_use())
+        ids = tuple(image.id for image in images)
+        return PruneReport((), ids, tuple(s.chain_id for s in snapshots), sum(s.size for s in snapshots))
+
+    def chains_in_use(self) -> set[str]:
+        """The layer stacks that containers are made of."""
+        return {record.chain for record in self._records.all() if record.chain}
+
+    def _stray_ids(self) -> Iterable[str]:
+        """Directories of no living container: build steps and runs whose supervisor was killed, creations cut short."""
+        known = {record.id for record in self._records.all()}
+        return [i for i in self._records.ids() if i not in known and not self._records.is_supervised(i)]

@@ -1,0 +1,1 @@
+"""What runs inside containers: a runner for each language, mounted read-only."""

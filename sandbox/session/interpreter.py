@@ -1,0 +1,357 @@
+"""The host's half of a runner: `Interpreter` runs cells in one, alive as long as its container."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from socket import socket
+from typing import Any, Literal, Protocol
+from uuid import uuid4
+
+from sandbox.errors import InvalidInput
+from sandbox.runtime.container import Running, Stream
+from sandbox.runtime.spec import Completed
+from sandbox.session.channel import Channel, Frame
+from sandbox.session.inside.sandbox_runner import objects
+from sandbox.session.runners import PYTHON, Runner
+
+_INTERRUPTS = 5
+_PATIENCE = (1.0, 2.0)
+"""Seconds between the interrupts of a cell that does not end, and those a runner has to end after its last cell."""
+_START_SECONDS = 30.0
+_BETWEEN_CLEARS = 0.02
+MOST_DISPLAYS = 1000
+"""How many displays of one cell are shown."""
+
+Status = Literal["ok", "error", "exit", "object", "timeout", "died"]
+
+
+@dataclass(frozen=True)
+class CellCode:
+    """What a cell asks for. `first_line`: the number its first line has in the notebook's cell. `inputs`: variables to set
+    before it; `outputs`: variables to fetch after it. `pickle`/`trust`: let pickles in / out."""
+
+    code: str
+    first_line: int = 1
+    inputs: Mapping[str, object] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    pickle: bool = False
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class CellOutcome:
+    """How a cell ended: `error` of a Python error is (class, text), `traceback` its lines. `timeout`: interrupted after the cell's
+    own time-out. `died`: the interpreter ended with it; `completed` says how the container did, when it did. `values`: the
+    outputs asked for. `dropped`: displays beyond the most that are shown."""
+
+    status: Status
+    exit_code: int = 0
+    error: tuple[str, str] = ("", "")
+    traceback: tuple[str, ...] = ()
+    seconds: float = 0.0
+    values: Mapping[str, object] = field(default_factory=dict)
+    completed: Completed | None = None
+    dropped: int = 0
+
+
+class Front(Protocol):
+    """Who shows what a cell gives."""
+
+    def write(self, stream: Stream, data: bytes) -> None:
+        """Show what it printed."""
+
+    def display(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Show a MIME bundle; it is untrusted."""
+
+    def show_result(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Show the MIME bundle of the cell's last expression; it is untrusted."""
+
+    def display_as(self, data: dict[str, Any], metadata: dict[str, Any], display_id: str, *, update: bool) -> None:
+        """Show a bundle that may change later, or with `update` in the place of the one that has this id; it is untrusted."""
+
+    def clear(self, *, wait: bool) -> None:
+        """Clear what the cell has shown; with `wait` as soon as something new is there."""
+
+    def ask(self, prompt: str, password: bool) -> str | None:
+        """Ask the person; None when nobody can be asked."""
+
+
+class Interpreter:
+    """One runner, alive as long as its container. `close` ends both."""
+
+    def __init__(self, running: Running, end: socket, runner: Runner = PYTHON) -> None:
+        self._running = running
+        self._runner = runner
+        self._channel = Channel(end, self._take, runner.encode)
+        self._front: Front | None = None
+        self._ready: Frame | None = None
+        self._done: tuple[Frame, list[memoryview]] | None = None
+        self._reply: tuple[Frame, list[memoryview]] | None = None
+        self._displays = 0
+        self._ids = uuid4().hex
+        self._began = time.monotonic()
+        running.attend(self._channel.fileno(), self._read)
+
+    @property
+    def refused(self) -> Completed | None:
+        """The result when the interpreter could not be started (126, 127)."""
+        return self._running.refused
+
+    @property
+    def alive(self) -> bool:
+        """Whether another cell may be tried."""
+        return not self._channel.broken and not self._running.ended
+
+    def close(self) -> None:
+        """End the interpreter and its container."""
+        self._running.end()
+        self._channel.close()
+
+    def forget(self) -> None:
+        """A fresh namespace."""
+        self._channel.send({"op": "reset"})
+
+    def settle(self, front: Front) -> bool:
+        """Look whether it ended meanwhile, and show what its threads printed; whether another cell may be tried."""
+        if self.alive:
+            self._running.serve(front.write, lambda: False, timeout=0)
+        return self.alive
+
+    def ask(self, operation: str, front: Front, *, timeout: float, **facts: str | int) -> tuple[Frame, list[memoryview]] | None:
+        """Put a question (complete, inspect, parse) to an idle runner; None when it does not answer within `timeout` seconds."""
+        self._reply = None
+        self._channel.send({"op": operation, **facts})
+        self._running.serve(front.write, lambda: self._reply is not None or bool(self._channel.broken), timeout=timeout)
+        if self._reply is None and self.alive:
+            self._stop()
+            self._running.serve(front.write, lambda: self._reply is not None or bool(self._channel.broken), timeout=_PATIENCE[0])
+        return self._reply
+
+    def run(self, cell: CellCode, front: Front, *, keep: bool, timeout: float | None = None) -> CellOutcome:
+        """Run one cell; without `keep` it is the last, and the outcome knows how the container ended. After `timeout` seconds
+        it is interrupted.
+
+        KeyboardInterrupt: raised in the cell too; the interpreter and its variables stay, unless it does not listen.
+        Raises InvalidInput for an input that cannot travel.
+        """
+        if (cell.inputs or cell.outputs) and not self._runner.objects:
+            raise InvalidInput(f"--in, --out-var: not for {self._runner.name}", hint="files in a volume can be read by both sides")
+        self._front, self._done, self._displays, self._began = front, None, 0, time.monotonic()
+        try:
+            self._send(cell, front, keep)
+            if not self._running.serve(front.write, self._is_over, timeout=timeout) and self.alive:
+                self._interrupt(front, keep)
+                return CellOutcome("timeout", 124, seconds=timeout or 0.0)
+            return self._outcome(cell, front, keep)
+        except KeyboardInterrupt:
+            self._interrupt(front, keep)
+            raise
+        except BaseException:  # the front end's own error: what the runner says next would belong to another cell
+            self.close()
+            raise
+        finally:
+            self._front = None
+
+    def _send(self, cell: CellCode, front: Front, keep: bool) -> None:
+        described, buffers = [], list[bytes | memoryview]()
+        libraries = self._libraries(front) if cell.inputs or cell.outputs else []
+        arrow = "pyarrow" in libraries and "pyarrow" in objects.libraries()
+        for name, value in cell.inputs.items():
+            about, given = _encoded(name, value, arrow, cell.pickle)
+            described.append({**about, "name": name, "first": len(buffers), "count": len(given)})
+            buffers += given
+        asked = {"in": described, "out": list(cell.outputs), "arrow": arrow, "trust": cell.trust, "keep": keep}
+        self._channel.send({"op": "run", "code": cell.code, "first_line": cell.first_line, **asked}, buffers)
+
+    def _libraries(self, front: Front) -> list[str]:
+        """What the image's Python has for objects; empty when the runner does not come up."""
+        if self._ready is None:
+            self._channel.send({"op": "libraries"})
+        self._running.serve(front.write, lambda: self._ready is not None or bool(self._channel.broken), timeout=_START_SECONDS)
+        found = (self._ready or {}).get("names")
+        return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+
+    def _is_over(self) -> bool:
+        return self._done is not None or bool(self._channel.broken)
+
+    def _read(self) -> None:
+        self._channel.read()
+        if self._channel.broken:
+            self._running.unattend(self._channel.fileno())
+
+    def _take(self, message: Frame, buffers: list[memoryview]) -> None:
+        """One frame of the runner."""
+        operation = _TAKE.get(message["op"])
+        if operation is not None:
+            operation(self, message, buffers)
+
+    def _take_libraries(self, message: Frame, buffers: list[memoryview]) -> None:
+        self._ready = message
+
+    def _take_done(self, message: Frame, buffers: list[memoryview]) -> None:
+        self._done = (message, buffers)
+
+    def _take_reply(self, message: Frame, buffers: list[memoryview]) -> None:
+        self._reply = (message, buffers)
+
+    def _take_sync(self, message: Frame, buffers: list[memoryview]) -> None:
+        if self._front is not None:
+            self._running.drain(self._front.write)
+        self._answer(message)
+
+    def _take_display(self, message: Frame, buffers: list[memoryview]) -> None:
+        data = message.get("data") if "data" in message else _bundle_of(message, buffers)
+        metadata = message.get("metadata")
+        self._displays += message.get("update") is not True
+        if self._front is not None and isinstance(data, dict) and self._displays <= MOST_DISPLAYS:
+            self._running.drain(self._front.write)
+            self._show(self._front, message, data, metadata if isinstance(metadata, dict) else {})
+        self._answer(message, enough=self._displays >= MOST_DISPLAYS)
+
+    def _show(self, front: Front, message: Frame, data: dict[str, Any], metadata: dict[str, Any]) -> None:
+        name = message.get("display_id")
+        if isinstance(name, str):  # its ids are its own: it may not reach what others have shown
+            front.display_as(data, metadata, f"{self._ids}-{name[:64]}", update=message.get("update") is True)
+        elif message.get("result") is True:
+            front.show_result(data, metadata)
+        else:
+            front.display(data, metadata)
+
+    def _take_clear(self, message: Frame, buffers: list[memoryview]) -> None:
+        if self._front is not None:
+            self._running.drain(self._front.write)
+            self._front.clear(wait=message.get("wait") is True)
+            self._displays = 0
+            time.sleep(_BETWEEN_CLEARS)  # the cell waits for the answer: what it draws over and over does not flood the browser
+        self._answer(message)
+
+    def _take_input(self, message: Frame, buffers: list[memoryview]) -> None:
+        text = None
+        prompt = _text(buffers[0]) if buffers else str(message.get("prompt", ""))
+        if self._front is not None:
+            self._running.drain(self._front.write)
+            text = self._front.ask(prompt, bool(message.get("password")))
+        self._answer(message, **({} if text is None else {"text": text}))
+
+    def _answer(self, message: Frame, **facts: object) -> None:
+        self._channel.send({"op": "answer", "id": message.get("id"), **facts})
+
+    def _interrupt(self, front: Front, keep: bool) -> None:
+        """KeyboardInterrupt inside; whoever does not end by that is ended."""
+        for _ in range(_INTERRUPTS):  # os.system ignores the first while its child takes it
+            if self._is_over() or self._running.ended:
+                break
+            self._stop()
+            self._running.serve(front.write, self._is_over, timeout=_PATIENCE[0])
+        if self._done is None or not keep:
+            self._end(front)
+
+    def _stop(self) -> None:
+        """SIGINT to the runner and what its cell has started."""
+        if self._runner.signalled:
+            self._running.interrupt_group()
+        else:
+            self._channel.send({"op": "interrupt"})
+
+    def _end(self, front: Front) -> Completed | None:
+        """Wait shortly for the container's own end, then end it."""
+        self._running.serve(front.write, lambda: False, timeout=_PATIENCE[1])
+        done = self._running.wait(front.write) if self._running.ended else None
+        self.close()
+        return done
+
+    def _outcome(self, cell: CellCode, front: Front, keep: bool) -> CellOutcome:
+        self._running.drain(front.write)
+        if self._done is None:
+            return self._died(front)
+        message, buffers = self._done
+        outcome = _outcome_of(message, buffers, cell, max(0, self._displays - MOST_DISPLAYS))
+        if outcome.seconds == 0:  # a shell has no clock
+            outcome = replace(outcome, seconds=time.monotonic() - self._began)
+        if message.get("last") is True:  # the cell ended the interpreter
+            self._end(front)
+        if keep:
+            return outcome
+        completed = self._wait_end(front)
+        return replace(outcome, completed=completed)
+
+    def _wait_end(self, front: Front) -> Completed:
+        """Threads of the cell's that are no daemons go on after its last line, as in any program."""
+        try:
+            return self._running.wait(front.write)
+        finally:
+            self.close()
+
+    def _died(self, front: Front) -> CellOutcome:
+        """Without an answer: the container ended, or the channel did and the container has to."""
+        reason, completed = self._channel.broken, self._end(front)
+        lines = () if completed else (reason,)
+        return CellOutcome("died", completed.exit_code if completed else 137, ("", reason), lines, completed=completed)
+
+
+_TAKE: dict[str, Callable[[Interpreter, Frame, list[memoryview]], None]] = {
+    "libraries": Interpreter._take_libraries,
+    "done": Interpreter._take_done,
+    "reply": Interpreter._take_reply,
+    "sync": Interpreter._take_sync,
+    "display": Interpreter._take_display,
+    "clear": Interpreter._take_clear,
+    "input": Interpreter._take_input,
+}
+
+
+def _text(data: memoryview) -> str:
+    return bytes(data).decode(errors="replace")
+
+
+def _bundle_of(message: Frame, buffers: list[memoryview]) -> dict[str, Any]:
+    """A display of a runner that has no JSON of its own: one MIME type, its data as the frame's buffer."""
+    mime, data = str(message.get("mime", "text/plain")), buffers[0] if buffers else memoryview(b"")
+    is_text = mime.startswith("text/") or mime in ("image/svg+xml", "application/json")
+    plain = {} if mime == "text/plain" else {"text/plain": f"<{mime}, {len(data)} bytes>"}
+    return {mime: _text(data) if is_text else base64.b64encode(data).decode(), **plain}
+
+
+def _encoded(name: str, value: object, arrow: bool, pickled: bool) -> tuple[dict[str, Any], list[bytes | memoryview]]:
+    try:
+        about, buffers = objects.encode(value, arrow, pickled)
+    except objects.NotPossible as err:
+        raise InvalidInput(f"--in {name}: {err}", hint="pass a part of it, or --pickle if both sides have its class") from err
+    return about, buffers
+
+
+def _outcome_of(message: Frame, buffers: list[memoryview], cell: CellCode, dropped: int) -> CellOutcome:
+    """The runner's last frame, believed in nothing that matters."""
+    status = message.get("status")
+    seconds = message.get("seconds")
+    error = (str(message.get("name", "")), str(message.get("value", message.get("error", ""))))
+    lines = message.get("traceback")
+    values, wrong = _values(message, buffers, cell) if status == "ok" else ({}, "")
+    return CellOutcome(
+        status="object" if wrong else status if status in ("ok", "error", "exit", "object") else "died",
+        exit_code=1 if wrong else code if isinstance(code := message.get("exit"), int) else 1,
+        error=("", wrong) if wrong else error,
+        traceback=tuple(map(str, lines)) if isinstance(lines, list) else (),
+        seconds=float(seconds) if isinstance(seconds, int | float) else 0.0,
+        values=values,
+        dropped=dropped,
+    )
+
+
+def _values(message: Frame, buffers: list[memoryview], cell: CellCode) -> tuple[dict[str, object], str]:
+    """The outputs, and what is wrong with them. They are data: no pickle without `trust`."""
+    values: dict[str, object] = {}
+    try:
+        for about in message["out"] if cell.outputs else ():
+            first, count = int(about["first"]), int(about["count"])
+            if about["variable"] in cell.outputs:
+                values[about["variable"]] = objects.decode(about, buffers[first : first + count], cell.trust)
+    except objects.NotPossible as err:
+        return {}, str(err)
+    except (KeyError, IndexError, TypeError, ValueError, OSError, ArithmeticError, AttributeError) as err:
+        return {}, f"an output came damaged ({type(err).__name__}: {err})"
+    missing = [name for name in cell.outputs if name not in values]
+    return values, f"{missing[0]}: did not come" if missing else ""

@@ -1,0 +1,105 @@
+"""Start containers that exist, unpack into them, and take away what is left of them."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from sandbox.errors import ContainerError, WrongState
+from sandbox.records import ALIVE, Record, Records, State
+from sandbox.runtime import cgroups
+from sandbox.runtime.container import Running, Runtime, Stream, Streams, engine_mark
+from sandbox.runtime.init import cgroup, files
+from sandbox.runtime.plan import Handling
+from sandbox.runtime.spec import Pack, Process
+
+
+class Starter:
+    """Starts the containers of `records` in `runtime`."""
+
+    def __init__(self, records: Records, runtime: Runtime) -> None:
+        self._records = records
+        self._runtime = runtime
+
+    def attach(self, record: Record, streams: Streams) -> Running:
+        """Start a container that was just made, attached to `streams`."""
+        log = None if record.auto_remove else str(self._records.directory(record.id) / "log.json")
+        return self._runtime.start(record.spec, self._handling(record, log=log, detach=False), streams)
+
+    def prepare(self, record: Record) -> None:
+        """WrongState when it runs; a work directory of overlayfs that was mounted `volatile` cannot be used twice."""
+        if self._records.state(record.id).status in ALIVE:
+            raise WrongState(f"container {record.name}: is running already", wanted="exited", actual="running")
+        self.sweep_groups({record.id})
+        work = Path(record.spec.rootfs.work)
+        files.remove_tree(str(work))
+        work.mkdir(mode=0o700)
+
+    def start_detached(self, record: Record) -> None:
+        """Start it in the background; WrongState, and ContainerError when its program cannot be started."""
+        self.prepare(record)
+        log = str(self._records.directory(record.id) / "log.json")
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            running = self._runtime.start(record.spec, self._handling(record, log=log, detach=True), Streams(null, null, null))
+        finally:
+            os.close(null)
+        with running:
+            if running.refused is not None:
+                raise ContainerError(f"container {record.name}: {running.refused.reason}")
+
+    def unpack(self, record: Record, state: State, path: str, tar: bytes) -> None:
+        """Run our own unpacker inside: in the running container's namespaces, else in a container set up for it."""
+        with self._run_ours(record, state, Process(argv=(), unpack=path), Streams(stdin=tar)) as running:
+            done = running.wait()
+        if done.exit_code:
+            raise ContainerError(done.stderr.decode(errors="replace").strip() or done.reason or f"unpacking failed ({done.exit_code})")
+
+    def pack(self, record: Record, state: State, wanted: Pack, out: IO[bytes]) -> None:
+        """Run our own packer inside, as `unpack`, and write its tar to `out` while it comes. ContainerError, also for no such path."""
+        said = io.BytesIO()
+
+        def take(stream: Stream, data: bytes) -> None:
+            (out if stream == "stdout" else said).write(data)
+
+        with self._run_ours(record, state, Process(argv=(), pack=wanted), Streams()) as running:
+            done = running.wait(take)
+        if done.exit_code:
+            reason = said.getvalue().decode(errors="replace").strip() or done.reason
+            raise ContainerError(reason or f"packing failed ({done.exit_code})")
+
+    def _run_ours(self, record: Record, state: State, process: Process, streams: Streams) -> Running:
+        if state.status == "running":
+            return self._runtime.exec(record.spec, int(state.facts["pid"]), process, streams)
+        self.prepare(record)
+        spec = replace(record.spec, process=process, network="none", timeout=None, read_only=False)
+        return self._runtime.start(spec, Handling(remove=False, record=False), streams)
+
+    def remove(self, record: Record) -> None:
+        """Take a stopped container away."""
+        if self._records.state(record.id).lost:  # its supervisor was killed and could not take its groups away
+            self.sweep_groups({record.id})
+        self._records.remove(record.id, [record.name])
+
+    def sweep_groups(self, dead: set[str]) -> None:
+        """Kill and remove the cgroups of containers without supervisor: those in `dead`, and those whose directory is gone."""
+        alive = {i[:32] for i in self._records.ids() if i not in dead}
+        mark = engine_mark(self._runtime.root)
+        for name, groups in cgroups.discover().existing().items():
+            owner, _, container_id = name.partition(".")
+            if owner == mark and container_id not in alive:
+                cgroup.remove(groups)
+
+    def _handling(self, record: Record, *, log: str | None, detach: bool) -> Handling:
+        names = (str(self._records.name_link(record.name)),)
+        return Handling(
+            detach=detach,
+            remove=record.auto_remove,
+            log=log,
+            interactive=record.interactive and not detach,
+            names=names,
+            restart=record.restart,
+        )

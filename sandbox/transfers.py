@@ -1,0 +1,108 @@
+"""What Engine does with registries: pull, push, log in; one meaning each, over sandbox.image.registry."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from sandbox.errors import ImageNotFound, InvalidOption
+from sandbox.image.reference import DEFAULT_REGISTRY, Reference
+from sandbox.image.store import Image, Store
+
+if TYPE_CHECKING:
+    from sandbox.image.packing import Packing
+    from sandbox.image.registry.access import Terms
+    from sandbox.image.registry.progress import OnTransfer
+    from sandbox.image.registry.pulling import Pulled
+    from sandbox.image.registry.pushing import Pushed
+
+Made = TypeVar("Made")
+PullPolicy = Literal["missing", "always", "never"]
+
+
+class Transfers:
+    """Registries on behalf of one engine. The HTTP client is imported by the first call."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def pull(self, name: str, *, platform: str | None, all_tags: bool, terms: Terms | None, on_event: OnTransfer | None) -> list[Pulled]:
+        """Every image that came."""
+        from sandbox.image.registry.access import Access, Terms
+        from sandbox.image.registry.platforms import parse_platform
+        from sandbox.image.registry.progress import ignore
+        from sandbox.image.registry.pulling import pull, pull_all
+
+        reference = Reference.parse(name)
+        if all_tags and (reference.digest or ":" in name.rpartition("/")[2]):
+            raise InvalidOption(f"{name}: -a brings every tag", hint="leave out the tag")
+        wanted = parse_platform(platform) if platform else None
+        with Access(os.environ, terms or Terms()) as access:
+            if all_tags:
+                return pull_all(self._store, access, reference, platform=wanted, on_event=on_event or ignore)
+            return [pull(self._store, access, reference, platform=wanted, on_event=on_event or ignore)]
+
+    def push(self, name: str, target: str | None, *, packing: Packing, terms: Terms | None, on_event: OnTransfer | None) -> Pushed:
+        """Send the image `name` under the name `target`, or its own."""
+        from sandbox.image.registry.access import Access, Terms
+        from sandbox.image.registry.progress import ignore
+        from sandbox.image.registry.pushing import push
+
+        reference = Reference.parse(target or name)
+        image = self._store.find(name)
+        with Access(os.environ, terms or Terms()) as access:
+            return push(self._store, access, image, reference, packing, on_event=on_event or ignore)
+
+    def ensure(
+        self,
+        name: str,
+        policy: PullPolicy,
+        *,
+        platform: str | None = None,
+        terms: Terms | None = None,
+        on_event: OnTransfer | None = None,
+    ) -> Image:
+        """The image of this name, pulled when the policy asks for it; ImageNotFound, RegistryError."""
+        if policy != "always":
+            try:
+                return self._store.find(name)
+            except ImageNotFound:
+                if policy == "never" or is_local_name(name):
+                    raise
+        return self.pull(name, platform=platform, all_tags=False, terms=terms, on_event=on_event)[0].image
+
+    def wanted(self, image: str | Image, policy: str | None, make: Callable[[], Made]) -> Made:
+        """What `make` makes of an image, pulled first when that is asked for. Without a policy only what names its registry is
+        pulled, and only when it is missing. ImageNotFound, RegistryError."""
+        if not isinstance(image, str) or policy == "never":
+            return make()
+        if policy == "always":
+            self.ensure(image, "always")
+            return make()
+        try:
+            return make()
+        except ImageNotFound:
+            if is_local_name(image) or (policy is None and Reference.parse(image).registry == DEFAULT_REGISTRY):
+                raise
+        self.ensure(image, "missing")
+        return make()
+
+    def login(self, registry: str, user: str, password: str, *, terms: Terms | None) -> str:
+        """Try the credential; where it is kept."""
+        from sandbox.image.registry.access import Access, Terms
+        from sandbox.image.registry.credentials import Credential
+
+        credential = Credential(user, password)
+        with Access(os.environ, replace(terms or Terms(), credential=credential)) as access:
+            access.registry(registry).check_login()
+            return access.files.store(registry, credential)
+
+
+def is_local_name(name: str) -> bool:
+    """Whether no registry can have it: an image id, or a name below localhost (without a port), which is for what was built here."""
+    bare = name.removeprefix("sha256:")
+    if name.startswith("sha256:") or (len(bare) >= 12 and set(bare) <= set("0123456789abcdef")):
+        return True
+    return Reference.parse(name).registry == "localhost"
