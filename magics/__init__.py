@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics, completion and events with this shell."""
-    import_module("magics.magics").load(shell)
+    import_module("magics.loading").load(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Take everything out again that `load_ipython_extension` brought."""
-    import_module("magics.magics").unload(shell)
+    import_module("magics.loading").unload(shell)

@@ -1,4 +1,4 @@
-"""Magic line + body → BuildCell or RunCell. Pure: nothing runs, no file is read, IPython is not imported.
+"""Magic line + body → RunCell or ExecCell. Pure: nothing runs, no file is read, IPython is not imported.
 
 Every option is one row: docker's own come from `sandbox.options`, a notebook's from the tables below; the parser, `--help`
 and completion are made from the rows. To add an option: add a row (and the field it fills).
@@ -6,16 +6,13 @@ and completion are made from the rows. To add an option: add a row (and the fiel
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from magics.words import first_words
+from magics.flags import HELP, Usage, Values, take
+from magics.flags import parse_words as parse_words
 from sandbox.errors import InvalidOption
-from sandbox.options import BUILD, RUN, BuildOptions, Option, RunOptions
-
-Values = dict[str, Any]  # Any: each row's converter has a type of its own; a field's type is checked by its dataclass
+from sandbox.options import RUN, Option, RunOptions
 
 
 @dataclass(frozen=True)
@@ -31,23 +28,19 @@ class CellOptions:
     stats: bool = True
     raise_error: bool = True
     terminal: bool = False
-
-
-@dataclass(frozen=True)
-class BuildCell:
-    """A `%%dockerfile` cell. `first_line` is the number of the body's first line in the cell (the magic line is 1)."""
-
-    body: str
-    options: BuildOptions
-    context: str = "."
-    output: str | None = None
-    help: bool = False
-    first_line: int = 2
+    session: str | None = None
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    pickle: bool = False
+    trust: bool = False
+    save_files: str | None = None
+    proc: str | None = None
 
     @property
-    def begins_image(self) -> bool:
-        """Whether the body stands alone; otherwise it goes on from the cell built before."""
-        return next(first_words(self.body), "").upper() in ("FROM", "ARG")
+    def only_python(self) -> str:
+        """A flag given that only a Python body understands; empty when there is none."""
+        asked = {"--in": self.inputs, "--out-var": self.outputs, "--pickle": self.pickle, "--trust": self.trust}
+        return next((flag for flag, value in asked.items() if value), "")
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,9 @@ class RunCell:
     body: str
     options: RunOptions
     cell: CellOptions
+    first_line: int = 2
+    locked: bool = False
+    """A `%%sandbox` cell: no HTML of its own is shown."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,6 @@ class ExecCell:
     cell: CellOptions
 
 
-HELP = Option(("-h", "--help"), "help", "show this", convert=None)
-
 CELL_ROWS: tuple[Option, ...] = (
     Option(("--lang", "--shell"), "lang", "language or program that reads the body", "LANG"),
     Option(("--out",), "out", "put stdout into a Python variable", "VAR"),
@@ -92,6 +86,25 @@ CELL_ROWS: tuple[Option, ...] = (
     Option(("--stats",), "stats", "a usage line after the cell (the default)", convert=None),
     Option(("--no-raise-error",), "no_raise_error", "a failure does not stop Run All", convert=None),
     HELP,
+)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """`a,b` as variable names."""
+    names = tuple(each.strip() for each in text.split(","))
+    if odd := next((name for name in names if not name.isidentifier()), None):
+        raise InvalidOption(f"{odd!r} is no variable name", hint="write names with commas between them: a,b")
+    return names
+
+
+OBJECT_ROWS: tuple[Option, ...] = (
+    Option(("-i", "--in"), "inputs", "variables to hand in (Python)", "a,b", _names, repeat=True),
+    Option(("-o", "--out-var"), "outputs", "variables to take out (Python)", "a,b", _names, repeat=True),
+    Option(("--pickle",), "pickle", "hand in by pickle what nothing else can carry", convert=None),
+    Option(("--trust",), "trust", "unpickle what comes out: it can run code here", convert=None),
+    Option(("--session",), "session", "run in a warm interpreter of that name: variables, files and working directory stay", "NAME"),
+    Option(("--save-files",), "save_files", "save what the cell leaves in /out into this directory", "DIR"),
+    Option(("--proc",), "proc", "with -d: put the container into a Python variable", "VAR"),
 )
 
 _NOT_IN_A_CELL = ("rm", "detach", "interactive", "tty", "hostname")
@@ -105,6 +118,7 @@ RUN_ROWS: tuple[Option, ...] = (
     Option(
         ("-it", "-ti", "-t", "--tty", "--interactive"), "terminal", "accepted; a cell has no terminal, so it does nothing", convert=None
     ),
+    *OBJECT_ROWS,
     *CELL_ROWS,
 )
 
@@ -115,49 +129,6 @@ EXEC_ROWS: tuple[Option, ...] = (
     ),
     *CELL_ROWS,
 )
-
-BUILD_ROWS: tuple[Option, ...] = (
-    *(row for row in BUILD if row.field not in ("file", "pull")),
-    Option(("-o",), "output", "put the image into a Python variable", "VAR"),
-    HELP,
-)
-
-LATER: dict[str, str] = {
-    "-i": "input variables",
-    "--in": "input variables",
-    "-o": "output variables",
-    "--out-var": "output variables",
-    "--session": "sessions",
-    "--save-files": "files as rich results",
-    "--pickle": "objects in and out",
-    "--trust": "objects in and out",
-    "-p": "published ports",
-    "--publish": "published ports",
-    "--mount": "docker's long form of mounts",
-    "--dns": "container networks",
-    "--gpus": "GPUs",
-    "--stop-timeout": "a stop time-out of its own",
-    "--pull": "registries",
-    "--platform": "other platforms",
-    "--secret": "build secrets",
-    "--build-context": "named build contexts",
-    "--kernel": "kernels of an image",
-    "--file": "files made of Python variables",
-}
-"""Flags of the grammar that another piece of work brings: refused by name, never ignored."""
-
-_INSTEAD = {
-    "-p": "use --network host",
-    "--publish": "use --network host",
-    "--mount": "use -v SRC:DST",
-    "-i": "use --stdin VAR to give the program text",
-    "--in": "use --stdin VAR to give the program text",
-    "-o": "use --out VAR to keep stdout",
-    "--out-var": "use --out VAR to keep stdout",
-    "--file": "write the file into the notebook's directory",
-}
-
-_CANNOT_MEAN = {"-f": ("-f: the cell's body is the Dockerfile", "use %container build -f FILE CONTEXT")}
 
 SANDBOX_PRESET = (
     "--network",
@@ -177,30 +148,33 @@ SANDBOX_PRESET = (
 """What `%%sandbox` puts before the flags of the line; a flag on the line wins."""
 
 
-def parse_build(words: Sequence[str], body: str, *, first_line: int = 2) -> BuildCell:
-    """The `%%dockerfile` cell these words and this body mean; InvalidOption otherwise."""
-    values, rest = parse_words(words, BUILD_ROWS, interspersed=True)
-    if len(rest) > 1:
-        raise InvalidOption(f"{rest[1]}: only one CONTEXT is possible", hint=f"the context is {rest[0]}")
-    own = _pop(values, "output", "help")
-    options = replace(BuildOptions(), **values)
-    return BuildCell(body, options, rest[0] if rest else ".", own.get("output"), bool(own.get("help")), first_line)
-
-
-def parse_run(words: Sequence[str], body: str, *, magic: str = "%%container") -> RunCell:
+def parse_run(words: Sequence[str], body: str, *, magic: str = "%%container", first_line: int = 2) -> RunCell:
     """The `%%container` (or `%%sandbox`) cell these words and this body mean; InvalidOption otherwise."""
     preset = SANDBOX_PRESET if magic == "%%sandbox" else ()
     values, rest = parse_words([*preset, *words], RUN_ROWS, interspersed=False)
     cell = _cell_options(values)
-    if not rest and not cell.help:
+    if not rest and not cell.help and not cell.session:
         raise InvalidOption("no image named", hint=f"write {magic} IMAGE, or {magic} --help")
-    if values.pop("rm", False) and cell.keep:
+    rm = bool(values.pop("rm", False))
+    if rm and cell.keep:
         raise InvalidOption("--rm and --keep: one or the other")
-    options = replace(RunOptions(), rm=not cell.keep, **values)
-    if options.detach and (cell.out or cell.err or cell.stdin):
-        raise InvalidOption("-d: a background container has no --out, --err or --stdin", hint="read `_.logs()` later")
+    _refuse_contradictions(cell)
+    # In the background it stays as docker's does, or its handle could not tell how it ended.
+    options = replace(RunOptions(), rm=rm or not (cell.keep or values.get("detach")), **values)
+    if options.detach and (cell.out or cell.err or cell.stdin or cell.save_files or cell.session or cell.only_python):
+        raise InvalidOption(
+            "-d: a background container has no --out, --err, --stdin, --in, --out-var, --session or --save-files",
+            hint="read `_.logs()` later",
+        )
+    if cell.proc and not options.detach:
+        raise InvalidOption("--proc: names a container in the background", hint="add -d")
     image, *argv = rest or ("",)
-    return RunCell(image, tuple(argv), body, options, cell)
+    return RunCell(image, tuple(argv), body, options, cell, first_line, locked=magic == "%%sandbox")
+
+
+def _refuse_contradictions(cell: CellOptions) -> None:
+    if cell.session and cell.stdin:
+        raise InvalidOption("--session: cannot be used with --stdin", hint="hand it in as a variable: --in")
 
 
 def parse_exec(words: Sequence[str], body: str) -> ExecCell:
@@ -214,99 +188,14 @@ def parse_exec(words: Sequence[str], body: str) -> ExecCell:
 
 
 def _cell_options(values: Values) -> CellOptions:
-    own = _pop(values, "help", "keep", "lang", "out", "err", "stdin", "terminal")
+    own = take(values, "help", "keep", "lang", "out", "err", "stdin", "terminal", "session", "pickle", "trust", "save_files", "proc")
+    own.update({name: tuple(each for group in values.pop(name, ()) for each in group) for name in ("inputs", "outputs")})
     quiet = bool(values.pop("no_stats", False)) and not values.pop("stats", False)
     values.pop("stats", None)
     return replace(CellOptions(), stats=not quiet, raise_error=not values.pop("no_raise_error", False), **own)
 
 
-def _pop(values: Values, *names: str) -> Values:
-    return {name: values.pop(name) for name in names if name in values}
-
-
-def parse_words(words: Sequence[str], rows: Sequence[Option], *, interspersed: bool) -> tuple[Values, list[str]]:
-    """The values of the flags, by field, and the other words. With `interspersed` flags may stand after them, as in docker
-    build; otherwise the first other word ends the flags, as in docker run. Raises InvalidOption."""
-    by_name = {name: row for row in rows for name in row.names}
-    values: Values = {}
-    rest: list[str] = []
-    pending = list(words)
-    while pending:
-        word = pending.pop(0)
-        if word == "--":
-            return values, rest + pending
-        if not word.startswith("-") or word == "-":
-            rest.append(word)
-            if not interspersed:
-                return values, rest + pending
-            continue
-        for row, name, text in _flags(word, by_name):
-            _store(values, row, name, text, pending)
-    return values, rest
-
-
-def _flags(word: str, by_name: Mapping[str, Option]) -> Iterable[tuple[Option, str, str | None]]:
-    """The flag or flags of one word: `--a`, `--a=b`, `-a`, `-ab` (value or bundled switches)."""
-    name, equals, text = word.partition("=")
-    if word in by_name:
-        return [(by_name[word], word, None)]
-    if name in by_name and equals and (name.startswith("--") or not by_name[name].is_switch):
-        return [(by_name[name], name, text)]
-    short = word[:2]
-    if word.startswith("--") or short not in by_name:
-        raise _unknown(name if word.startswith("--") else short if short in LATER | _CANNOT_MEAN else name, by_name)
-    if not by_name[short].is_switch:
-        return [(by_name[short], short, word[2:])]
-    return [(by_name[short], short, None), *_flags("-" + word[2:], by_name)]
-
-
-def _unknown(name: str, by_name: Mapping[str, Option]) -> InvalidOption:
-    if name in _CANNOT_MEAN:
-        message, hint = _CANNOT_MEAN[name]
-        return InvalidOption(message, hint=hint)
-    if name in LATER:
-        return InvalidOption(f"{name}: not supported yet ({LATER[name]})", hint=_INSTEAD.get(name))
-    near = difflib.get_close_matches(name, by_name, n=1)
-    return InvalidOption(f"{name}: no such option", hint=f"did you mean {near[0]}?" if near else "--help lists them")
-
-
-def _store(values: Values, row: Option, name: str, text: str | None, pending: list[str]) -> None:
-    if row.convert is None:
-        values[row.field] = _switch(name, text)
-        return
-    if text is None:
-        if not pending:
-            raise InvalidOption(f"{name}: wants a value ({row.metavar or 'TEXT'})")
-        text = pending.pop(0)
-    try:
-        value = row.convert(text)
-    except InvalidOption as err:
-        raise InvalidOption(f"{name}: {err}", hint=err.hint) from err
-    values[row.field] = (*values.get(row.field, ()), value) if row.repeat else value
-
-
-def _switch(name: str, text: str | None) -> bool:
-    if text not in (None, "true", "false"):
-        raise InvalidOption(f"{name}={text}: takes true or false")
-    return text != "false"
-
-
-@dataclass(frozen=True)
-class Usage:
-    """The head of a magic's `--help`."""
-
-    synopsis: str
-    about: str
-    rows: tuple[Option, ...]
-
-
-HELP_TEXTS: dict[str, Usage] = {
-    "%%dockerfile": Usage(
-        "%%dockerfile [FLAGS] [CONTEXT]",
-        "Build the cell's body. CONTEXT is a directory (default: the notebook's own). A body that does not begin with FROM or\n"
-        "ARG goes on from the cell built before; running a cell again replaces its layers.",
-        BUILD_ROWS,
-    ),
+USAGES: dict[str, Usage] = {
     "%%container": Usage(
         "%%container [FLAGS] IMAGE [CMD…]\n       %%container exec [FLAGS] NAME [CMD…]",
         "Run the cell's body in a fresh container, removed afterwards (--keep keeps it). With CMD the body is its stdin; else the\n"
@@ -320,16 +209,3 @@ HELP_TEXTS: dict[str, Usage] = {
         RUN_ROWS,
     ),
 }
-
-
-def help_text(magic: str) -> str:
-    """What `MAGIC --help` shows."""
-    usage = HELP_TEXTS[magic]
-    lefts = [_left(row) for row in usage.rows]
-    width = max(map(len, lefts)) + 2
-    lines = [f"  {left:<{width}}{row.help}" for left, row in zip(lefts, usage.rows, strict=True)]
-    return "\n".join([f"usage: {usage.synopsis}", "", usage.about, "", *lines])
-
-
-def _left(row: Option) -> str:
-    return ", ".join(row.names) + (f" {row.metavar}" if row.metavar else "")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from IPython.core.completer import CompletionContext, MatcherAPIv2, SimpleCompletion, SimpleMatcherResult, context_matcher
 
-from magics.cells import BUILD_ROWS, EXEC_ROWS, RUN_ROWS
+from magics.build_cells import BUILD_ROWS, INSTALL_ROWS, INSTALLERS
+from magics.cells import EXEC_ROWS, RUN_ROWS
 from sandbox.options import BUILD, RUN, Option
 
 INSTRUCTIONS = (
@@ -48,8 +49,8 @@ def offer(text: str, line: int, column: int, names: Names) -> Offer | None:
         return _IN_LINE[magic](words[1:], fragment, names)
     if line > 0 and magic == "%%dockerfile":
         return _in_dockerfile(words, fragment, lines[1:line], names)
-    if words and words[0] == "%container" and magic not in _IN_LINE:
-        return _in_verb(words[1:], fragment, names)
+    if words and words[0].startswith("%") and words[0] in _IN_LINE and not magic.startswith("%%"):
+        return _IN_LINE[words[0]](words[1:], fragment, names)
     return None
 
 
@@ -77,11 +78,18 @@ def _in_verb(words: Sequence[str], fragment: str, names: Names) -> Offer | None:
     return _flags(rows, fragment) if fragment.startswith("-") else None
 
 
+def _in_install(words: Sequence[str], fragment: str, names: Names) -> Offer | None:
+    return _positional(INSTALL_ROWS, words, fragment, "package manager", lambda: INSTALLERS)
+
+
 _IN_LINE: dict[str, Callable[[Sequence[str], str, Names], Offer | None]] = {
     "%%dockerfile": _in_build,
     "%%container": _in_run,
     "%%sandbox": _in_run,
     "%container": _in_verb,
+    "%install": _in_install,
+    "%%install": _in_install,
+    "%dockerfile": lambda words, fragment, names: None if words else Offer(fragment, "verb", _starting(("export", "import"), fragment)),
 }
 
 

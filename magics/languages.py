@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sandbox.errors import InvalidInput, InvalidOption
 
@@ -52,6 +52,7 @@ LANGUAGES: dict[str, Language] = {
     "perl": Language("perl", ("-e",)),
     "ruby": Language("ruby", ("-e",)),
     "php": Language("php", ("-r",)),
+    "awk": Language("awk", ()),
     "lua": Language("lua", ("-e",)),
     "r": Language("Rscript", ("-e",)),
     "julia": Language("julia", ("-e",)),
@@ -65,6 +66,8 @@ _ALIASES = {
     "js": "node",
     "nodejs": "node",
     "rscript": "r",
+    "gawk": "awk",
+    "mawk": "awk",
     "shell": "sh",
 }
 
@@ -89,6 +92,14 @@ class Invocation:
     chosen: str
     """The choice and its reason, as shown: `bash (in the image)`."""
     entrypoint: str | None = None
+    interpreter: tuple[str, ...] = ()
+    """How the interpreter is called that reads the body: one of our runners may suit it, and then it can stay warm."""
+
+    @property
+    def python(self) -> tuple[str, ...]:
+        """How Python is called when the body is Python: then our runner runs it, and shows results and plots."""
+        is_python = self.interpreter and not self.body_on_stdin and language_of(self.interpreter[0]) is LANGUAGES["python"]
+        return self.interpreter if is_python else ()
 
     @property
     def program(self) -> str:
@@ -103,7 +114,8 @@ def choose(body: str, *, lang: str | None, argv: Sequence[str], entrypoint: str 
     if body.startswith("#!"):
         return _by_shebang(body)
     if argv or entrypoint:
-        return Invocation(tuple(argv), True, f"{(entrypoint or argv[0])} (body on its stdin)", entrypoint)
+        words = (*([entrypoint] if entrypoint else []), *argv)
+        return Invocation(tuple(argv), True, f"{words[0]} (body on its stdin)", entrypoint, words)
     if label := facts.labels.get(LABEL):
         return _by_language(label, body, f"label {LABEL}", facts)
     default = (*facts.entrypoint, *facts.command)
@@ -125,7 +137,7 @@ def choose_for_exec(body: str, *, lang: str | None, argv: Sequence[str], facts: 
 def flatten(invocation: Invocation) -> Invocation:
     """The same with the entrypoint as the first word."""
     first = () if invocation.entrypoint is None else (invocation.entrypoint,)
-    return Invocation((*first, *invocation.argv), invocation.body_on_stdin, invocation.chosen)
+    return replace(invocation, argv=(*first, *invocation.argv), entrypoint=None, interpreter=())
 
 
 def language_of(program: str) -> Language | None:
@@ -160,10 +172,10 @@ def _inline(words: Sequence[str], body: str, why: str) -> Invocation:
     language = language_of(program)
     chosen = f"{' '.join(words)} ({why})"
     if language is None:
-        return Invocation((*arguments, "/dev/stdin"), True, chosen, program)
-    if len(body.encode()) > LONGEST_ARGUMENT:
+        return Invocation((*arguments, "/dev/stdin"), True, chosen, program, (*words, "/dev/stdin"))
+    if len(body.encode()) > LONGEST_ARGUMENT and language is not LANGUAGES["python"]:
         raise InvalidInput(
             f"cell of {len(body.encode()) // 1024} KiB: longer than one argument may be (128 KiB)",
             hint=f"name the program after the image, so that the body is its stdin: IMAGE {program} …",
         )
-    return Invocation((*arguments, *language.inline, body), False, chosen, program)
+    return Invocation((*arguments, *language.inline, body), False, chosen, program, tuple(words))

@@ -1,0 +1,144 @@
+"""Cells of a session: in a warm interpreter of any language, with /out and state that stay from cell to cell."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from magics import display, failures
+from magics.cells import RunCell
+from magics.display import Bundle
+from magics.languages import ImageFacts, Invocation, flatten
+from magics.notebook import Notebook
+from magics.outfiles import Seen
+from magics.python_cells import IDLE_SECONDS, CellFront, Ended, code_of, list_sessions, run_in
+from magics.untrusted import harmless, without_pages
+from magics.verbs import Listed
+from sandbox.engine import Engine
+from sandbox.errors import InvalidOption
+from sandbox.image.store import Image
+from sandbox.outplaces import OutPlace
+from sandbox.runtime.spec import Mount
+from sandbox.session.runners import Runner, runner_for
+from sandbox.session.session import Session, Sessions
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Which warm program reads a cell of a session, and what it reads. A language without a runner of its own is called by a shell
+    that stays: its files and the working directory do too."""
+
+    program: tuple[str, ...]
+    runner: Runner
+    body: str
+
+
+class WarmCells:
+    """The sessions of one notebook."""
+
+    def __init__(self, notebook: Notebook) -> None:
+        self._notebook = notebook
+        self._sessions = Sessions()
+        self._programs: dict[str, tuple[str, ...]] = {}
+        self._places: dict[str, tuple[OutPlace, Seen]] = {}
+
+    def close(self) -> None:
+        """End them all."""
+        self._sessions.close()
+        for name in list(self._places):
+            self._forget(name)
+
+    def run(self, engine: Engine, image: Image, cell: RunCell, invocation: Invocation, facts: ImageFacts, mounts: Sequence[Mount]) -> Ended:
+        """Run the cell in its session, started when it is the first."""
+        reader = reader_of(cell, invocation, facts)
+        code = code_of(replace(cell, body=reader.body), self._notebook.variables)
+        invocation = replace(invocation, chosen=shlex.join(invocation.interpreter))
+        session = self._session(engine, image, cell, reader, mounts)
+        with self._notebook.streams(cell.cell) as streams:
+            front = CellFront(streams, self._notebook.may_ask(), safe(cell))
+            try:
+                return run_in(session, cell, code, front, invocation, facts)
+            except KeyboardInterrupt as err:
+                if session.status == "idle":
+                    failures.show_as(err, [f"KeyboardInterrupt: stopped; session {session.name} keeps its state"])
+                raise
+
+    def with_image(self, cell: RunCell) -> RunCell:
+        """`--session NAME` without an image goes on in the image it has, and with the program it has."""
+        name = cell.cell.session
+        found = self._sessions.find(name) if name else None
+        if not cell.image and found is None:
+            raise InvalidOption(f"session {name}: not there yet", hint="name an image after it")
+        if found is None or not name:
+            return cell
+        cell = replace(cell, image=cell.image or found.image)
+        if cell.cell.lang or cell.argv or cell.options.entrypoint or cell.body.startswith("#!"):
+            return cell
+        return replace(cell, cell=replace(cell.cell, lang=shlex.join(self._programs[name])))
+
+    def place(self, engine: Engine, name: str) -> tuple[OutPlace, Seen]:
+        """/out of a session, and the files of it already shown."""
+        if name not in self._places:
+            self._places[name] = (OutPlace(engine.root), {})
+        return self._places[name]
+
+    def reset(self, names: Sequence[str]) -> None:
+        """`%container reset NAME…`."""
+        if not names:
+            raise InvalidOption("no session named", hint="%container sessions lists them")
+        for name in names:
+            if not self._sessions.remove(name):
+                known = ", ".join(session.name for session in self._sessions) or "none"
+                raise InvalidOption(f"session {name}: not there", hint=f"sessions: {known}")
+            self._forget(name)
+            display.say(f"session {name}: its variables and files are gone")
+
+    def listed(self, words: Sequence[str]) -> Listed:
+        """`%container sessions`."""
+        if words:
+            raise InvalidOption(f"{words[0]}: %container sessions takes no arguments")
+        return list_sessions(self._sessions)
+
+    def _session(self, engine: Engine, image: Image, cell: RunCell, reader: Reader, mounts: Sequence[Mount]) -> Session:
+        """The session of that name; one of another image or program is not replaced in silence."""
+        name = cell.cell.session or ""
+        found = self._sessions.find(name)
+        if found is None:
+            label = f"org.jupyter.sandbox.session={name}"
+            options = replace(cell.options, timeout=None, label=(*cell.options.label, label))
+            launch = partial(engine.interpreter, image, reader.program, options=options, mounts=mounts, runner=reader.runner)
+            self._programs[name] = reader.program
+            return self._sessions.add(Session(name, cell.image, launch, idle=IDLE_SECONDS))
+        if found.image != cell.image:
+            raise InvalidOption(f"session {name}: is of image {found.image}", hint=f"%container reset {name} ends it")
+        if self._programs[name] != reader.program:
+            ours = shlex.join(self._programs[name])
+            raise InvalidOption(f"session {name}: runs {ours}, not {shlex.join(reader.program)}", hint="take another name for this one")
+        return found
+
+    def _forget(self, name: str) -> None:
+        place = self._places.pop(name, (None, Seen()))[0]
+        if place is not None:
+            place.close()
+
+
+def reader_of(cell: RunCell, invocation: Invocation, facts: ImageFacts) -> Reader:
+    """Who reads the cell: the runner of its language, else a shell of the image that calls the program; InvalidOption without one."""
+    program = invocation.interpreter
+    runner = runner_for(program[0]) if program else None
+    if runner is not None:
+        return Reader(program, runner, cell.body)
+    shell = next((name for name in ("bash", "sh") if facts.find(name)), "")
+    runner = runner_for(shell) if shell else None
+    if runner is None:
+        raise InvalidOption(f"--session: {facts.name} has no shell to keep {invocation.program} in", hint="leave out --session")
+    command, text = shlex.join(flatten(invocation).argv), cell.body.removesuffix("\n")
+    body = f"{command} <<'__SANDBOX_CELL__'\n{text}\n__SANDBOX_CELL__" if invocation.body_on_stdin else command
+    return Reader((shell,), runner, body)
+
+
+def safe(cell: RunCell) -> Callable[[Bundle], Bundle]:
+    """What makes the displays of this cell harmless."""
+    return without_pages if cell.locked else harmless
