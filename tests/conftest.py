@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import host, leftovers
+from tests.support import host, image_schemas, image_verify, leftovers
 from tests.support.ordinary_user import OrdinaryUser
 from tests.support.ordinary_user import ordinary_user as make_ordinary_user
 
@@ -29,6 +30,8 @@ _BEFORE = pytest.StashKey[frozenset[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_MISSING] = {}
+    # A shell's `make test &` starts us with it ignored, and so would be all that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if _is_controller(config):
         config.stash[_BEFORE] = frozenset(leftovers.everything_left())
 
@@ -75,7 +78,7 @@ def _is_controller(config: pytest.Config) -> bool:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    """An engine in a directory of its own; afterwards its containers are removed and nothing may be left of it."""
+    """An engine in a directory of its own; afterwards its containers are removed, nothing is left of it and its images are whole."""
     from sandbox import Engine  # late: the unit tests of other parts do not need it
 
     root = tmp_path / "engine"
@@ -84,6 +87,9 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
         for container in made.containers(all=True):
             container.remove(force=True)
     leftovers.nothing_left(root)
+    if image_schemas.missing() is None:
+        found = image_verify.broken(root)
+        assert not found, found
 
 
 @pytest.fixture

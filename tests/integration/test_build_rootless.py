@@ -16,11 +16,11 @@ from tests.support.ordinary_user import OrdinaryUser
 pytestmark = requires("root", "overlay", "userns", "tool:busybox")
 
 CODE = """
-import sys
+import os, sys
 sys.path[:0] = sys.argv[2:]
 from pathlib import Path
 from sandbox.build.builder import StepOutput
-from sandbox.errors import StepFailed
+from sandbox.image.owners import owner_of
 from sandbox.runtime.container import Runtime
 from tests.support.building import GROUP, PASSWD, Workshop, fill_busybox
 
@@ -34,10 +34,9 @@ print(b"".join(event.data for event in workshop.events if isinstance(event, Step
 print([entry.name for entry in workshop.tree(image).scandir("/x")], workshop.tree(image).lookup("/etc/group"))
 workshop.build("FROM busybox\\nCOPY f /f\\nWORKDIR /x\\nRUN cat /f; id -u; echo a > y; rm /etc/group\\n")
 print(workshop.cached())
-try:
-    workshop.build("FROM busybox\\nCOPY --chown=7 f /f\\n")
-except StepFailed as err:
-    print(err)
+owned = workshop.build("FROM busybox\\nCOPY --chown=7:8 f /f\\n")
+entry = workshop.tree(owned).lookup("/f")
+print(*owner_of(os.fsencode(entry.source), entry.stat))
 print(list((root / "store/drafts").iterdir()))
 runtime.close()
 """
@@ -63,7 +62,7 @@ def sources(ordinary_user: OrdinaryUser) -> Path:
         assert spec.submodule_search_locations
         places[name] = Path(spec.submodule_search_locations[0])
     for name, place in places.items():
-        shutil.copytree(place, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(place, copy / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     return copy
 
 
@@ -75,6 +74,49 @@ def test_ordinary_user_builds(ordinary_user: OrdinaryUser, sources: Path) -> Non
         "",
         "['y'] None",
         "[True, True, True]",
-        "COPY --chown=7 f /f: owner 7:7: cannot be given to a file without privileges",
+        "7 8",
         "[]",
     ]
+
+
+SAME = """
+import sys
+sys.path[:0] = sys.argv[3:]
+from pathlib import Path
+from sandbox.runtime.container import Runtime
+from tests.support.building import GROUP, PASSWD, Workshop, fill_busybox
+
+import os
+root = Path(sys.argv[1])
+runtime = Runtime(root / "store")
+workshop = Workshop(root, runtime)
+def fill(place):
+    fill_busybox(place)
+    for base, directories, files in os.walk(place):
+        for name in (*directories, *files):
+            os.utime(os.path.join(base, name), (5, 5), follow_symlinks=False)
+workshop.base("busybox", {"etc/passwd": PASSWD, "etc/group": GROUP}, fill=fill)
+workshop.file("d/f", "content")
+text = (
+    "FROM busybox\\nCOPY d /d\\nCOPY --chown=7:8 d /e\\nWORKDIR /x\\n"
+    "RUN cat /d/f > y; mkdir -p a/b; ln -s y z; rm /etc/group; chmod 4755 y\\nRUN true\\n"
+)
+image = workshop.build(text, build_args={"SOURCE_DATE_EPOCH": sys.argv[2]}, no_cache=True)
+print(image.manifest.digest, len(image.diff_ids), *image.diff_ids)
+runtime.close()
+"""
+
+
+def test_two_people_in_two_places_build_the_same_manifest(ordinary_user: OrdinaryUser, sources: Path, tmp_path: Path) -> None:
+    """root and somebody without privileges; the oracle is another time, which gives another manifest."""
+
+    def root_builds(place: str, epoch: str) -> list[str]:
+        argv = [SYSTEM_PYTHON, "-c", SAME, str(tmp_path / place), epoch, str(sources)]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+
+    done = ordinary_user.run([SYSTEM_PYTHON, "-c", SAME, str(ordinary_user.home / "same"), "1700000000", str(sources)])
+    assert done.returncode == 0, done.stderr
+    theirs = done.stdout.split()
+    assert root_builds("one", "1700000000") == theirs
+    assert theirs[1] == "5"
+    assert root_builds("two", "1700000001") != theirs

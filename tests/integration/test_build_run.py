@@ -103,7 +103,7 @@ def test_what_is_written_is_in_the_layer_and_what_is_removed_is_gone(workshop: W
 
 def test_run_that_changes_nothing_makes_no_layer(workshop: Workshop) -> None:
     image = workshop.build("FROM busybox\nRUN true\nRUN echo a > /etc/a; rm /etc/a\nRUN ls /etc /proc /dev\n")
-    assert [entry.empty_layer for entry in image.config.value.history] == [True, True, True]
+    assert [entry.empty_layer for entry in image.config.value.history][1:] == [True, True, True]
     assert [entry.name for entry in workshop.tree(image).scandir("/etc")] == ["group", "passwd"]
 
 
@@ -121,7 +121,7 @@ def test_owners_are_the_images_own(workshop: Workshop) -> None:
 def test_history_of_run_names_shell_and_arguments(workshop: Workshop) -> None:
     text = 'FROM busybox\nARG A=1\nARG B=x\nRUN echo  hi\nRUN ["true"]\nRUN <<EOF\ntrue\nEOF\n'
     image = workshop.build(text, build_args={"A": "2"})
-    assert [entry.created_by for entry in image.config.value.history][2:] == [
+    assert [entry.created_by for entry in image.config.value.history][3:] == [
         "RUN |2 A=2 B=x /bin/sh -c echo  hi",
         "RUN |2 A=2 B=x true",
         "RUN |2 A=2 B=x /bin/sh -c true\n",
@@ -186,7 +186,7 @@ def test_argument_in_scope_is_in_the_key_and_another_is_not(workshop: Workshop) 
     text = "FROM busybox\nRUN echo before > /b\nARG A=1\nRUN echo after > /a\n"
     workshop.build(text, build_args={"A": "1"})
     workshop.build(text, build_args={"A": "2"})
-    assert workshop.cached() == [True, True, False]
+    assert workshop.cached() == [True, False, False]  # ARG itself: its value stands in the history
 
 
 # Failure

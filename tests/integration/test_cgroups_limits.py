@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def test_memory_limit_kills_and_says_so(make: Make) -> None:
     done = run(group, f"b = bytearray(64 * {MIB}); print(len(b))")
     assert done.returncode == -signal.SIGKILL
     used = group.usage()
-    assert used.oom_kills == 1
+    assert used.oom_kills in (1, 2)  # v2 counts each process of the group that goes together (memory.oom.group)
     assert used.peak_memory is not None
     assert 16 * MIB < used.peak_memory <= 32 * MIB
 
@@ -275,9 +276,9 @@ def test_v2_group_with_processes_hands_controllers_down_once_they_moved_into_a_l
 @requires("root")
 def test_ordinary_user_is_told_why_a_limit_cannot_be_enforced(ordinary_user: OrdinaryUser) -> None:
     """Run by a system Python that anybody may execute; the sources are copied to where the user may read them."""
-    sources = ordinary_user.home / "src"
-    sources.mkdir()
-    subprocess.run(["cp", "-r", Path(__file__).parents[2] / "sandbox", sources], check=True)
+    sources = ordinary_user.home / "cgroups-src"
+    package = Path(__file__).parents[2] / "sandbox"
+    shutil.copytree(package, sources / "sandbox", ignore=shutil.ignore_patterns("__pycache__"))  # which other tests write just now
     code = (
         "import sys, types; sys.path.insert(0, sys.argv[1])\n"
         "package = types.ModuleType('sandbox'); package.__path__ = [sys.argv[1] + '/sandbox']; sys.modules['sandbox'] = package\n"

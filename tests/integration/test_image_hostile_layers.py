@@ -58,8 +58,8 @@ HOSTILE = {
     "whiteout of dots": [entry(".wh...")],
     "whiteout of the directory": [entry(".wh..")],
     "whiteout through a link": [entry("out", tarfile.SYMTYPE, ".."), entry("out/.wh.canary")],
-    "disk": [entry("sda", tarfile.BLKTYPE, device=(8, 0))],
-    "memory": [entry("mem", tarfile.CHRTYPE, device=(1, 1))],
+    "a device that is a whiteout": [entry("gone", tarfile.CHRTYPE, device=(0, 0))],
+    "unknown kind": [entry("odd", b"Z")],
 }
 
 

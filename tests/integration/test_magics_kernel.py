@@ -6,14 +6,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
 from sandbox.engine import Engine
+from tests.support.kernel import Kernel
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
@@ -23,40 +21,13 @@ pytestmark = [
 ]
 
 
-class Kernel:
-    """A kernel with the extension loaded."""
-
-    def __init__(self, client: BlockingKernelClient, root: Path) -> None:
-        self.client = client
-        self.root = root
-
-    def run(self, code: str) -> list[dict[str, Any]]:
-        """The outputs of one cell."""
-        outputs: list[dict[str, Any]] = []
-
-        def take(message: dict[str, Any]) -> None:
-            if message["msg_type"] in ("stream", "display_data", "execute_result", "error", "update_display_data"):
-                outputs.append({"type": message["msg_type"], **message["content"]})
-
-        self.client.execute_interactive(code, allow_stdin=False, output_hook=take, timeout=60)
-        return outputs
-
-    def text(self, code: str, stream: str = "stdout") -> str:
-        """What one cell printed."""
-        return "".join(each["text"] for each in self.run(code) if each["type"] == "stream" and each["name"] == stream)
-
-    def error(self, code: str) -> dict[str, Any]:
-        """The error of one cell."""
-        return next(each for each in self.run(code) if each["type"] == "error")
-
-
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     """One kernel for the module, with a busybox image."""
     directory = tmp_path_factory.mktemp("magics")
     (directory / "tree/bin").mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or "/bin/busybox", directory / "tree/bin/busybox")
-    for name in ("sh", "cat", "echo", "sleep", "tail", "id", "env"):
+    for name in ("sh", "cat", "cut", "echo", "env", "grep", "id", "sleep", "tail", "touch"):
         (directory / "tree/bin" / name).symlink_to("busybox")
     subprocess.run(["tar", "-C", str(directory / "tree"), "-cf", str(directory / "rootfs.tar"), "."], check=True)
     root = directory / "state"
@@ -68,7 +39,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     client.start_channels()
     try:
         client.wait_for_ready(timeout=60)
-        opened = Kernel(client, root)
+        opened = Kernel(client, root, manager.interrupt_kernel)
         assert not [each for each in opened.run("%load_ext sandbox") if each["type"] == "error"]
         yield opened
     finally:
@@ -119,7 +90,10 @@ def test_dockerfile_error_has_a_caret_and_a_suggestion(kernel: Kernel) -> None:
 def test_failed_step_shows_its_cell_line_and_output(kernel: Kernel) -> None:
     lines = "\n".join(kernel.error("%%dockerfile\nFROM localhost/box\nRUN echo why; exit 7\n")["traceback"])
     assert "exit code 7" in lines
-    assert "cell line 3 of 3" in lines
+    assert "  cell line 3 of 3 | step 2/2 | stage 0 | after " in lines
+    assert "    2 | FROM localhost/box\n  > 3 | RUN echo why; exit 7\n  last output:" in lines
+    assert lines.endswith("  look inside: %%container build:failed")
+    assert lines.count("cell line") == 1
     assert "    why" in lines
 
 
@@ -129,8 +103,12 @@ def test_out_variable_and_expansion(kernel: Kernel) -> None:
     assert kernel.text("print(repr(said))") == "'hello world\\n'\n"
 
 
-def test_verbs_print_into_the_cell(kernel: Kernel) -> None:
-    assert "localhost/box" in kernel.text("%container images")
+def test_lists_are_objects_and_failures_are_errors(kernel: Kernel) -> None:
+    listed = next(each for each in kernel.run("%container images") if each["type"] == "execute_result")["data"]
+    assert "localhost/box" in listed["text/plain"]
+    assert "<table" in listed["text/html"]
+    rows = kernel.text("listed = %container images\nprint({row['Repository'] for row in listed})")
+    assert "'localhost/box'" in rows
     assert kernel.error("%container rmi localhost/nothing")["ename"] == "ContainerError"
 
 
@@ -140,9 +118,144 @@ def test_exec_in_a_background_container(kernel: Kernel) -> None:
         assert kernel.text("%%container exec bg\necho inside") == "inside\n"
     finally:
         kernel.run("%container rm -f bg")
-    assert "bg" not in kernel.text("%container ps -a")
+    assert "bg" not in kernel.run("%container ps -a")[0]["data"]["text/plain"]
+
+
+def test_tab_offers_flags_images_and_instructions(kernel: Kernel) -> None:
+    assert "--memory-swap" in kernel.offers("%%container --mem")
+    assert "localhost/box" in kernel.offers("%%container --rm local")
+    assert kernel.offers("%%dockerfile\nFROM localhost/box\nEN") == ["ENTRYPOINT ", "ENV "]
+    assert "images" in kernel.offers("%container im")
+    assert "sys" in kernel.offers("import sy")
+
+
+def test_question_mark_shows_the_flags(kernel: Kernel) -> None:
+    pager = kernel.client.execute_interactive("%%container?", output_hook=print, timeout=60)["content"]["payload"][0]
+    at_cursor = kernel.client.inspect("%%container", 5, reply=True, timeout=60)["content"]
+    for text in (pager["data"]["text/plain"], at_cursor["data"]["text/plain"]):
+        assert "usage: %%container [FLAGS] IMAGE [CMD…]" in text
+        assert "--memory" in text
+    assert "List containers" in at_cursor["data"]["text/plain"]
+
+
+def test_sandbox_has_no_network_no_capability_and_a_read_only_root(kernel: Kernel) -> None:
+    body = "grep CapEff /proc/self/status; cat /proc/net/dev | tail -n +3 | cut -d: -f1; touch /x; touch /tmp/x && echo tmp"
+    text = kernel.text(f"%%sandbox --no-stats localhost/box\n{body}")
+    assert text.split() == ["CapEff:", "0000000000000000", "lo", "tmp"]
+    assert "Read-only file system" in kernel.text(f"%%sandbox localhost/box\n{body}", "stderr")
+
+
+def test_interrupt_ends_the_cell_and_leaves_nothing(kernel: Kernel) -> None:
+    outputs = kernel.run("%%container localhost/box\necho started; sleep 1000", on_stream=kernel.interrupt)
+    error = next(each for each in outputs if each["type"] == "error")
+    assert error["ename"] == "KeyboardInterrupt"
+    assert len(error["traceback"]) == 1
+    with Engine(kernel.root) as engine:
+        assert engine.containers(all=True) == []
 
 
 def test_nothing_runs_after_the_cells(kernel: Kernel) -> None:
     with Engine(kernel.root) as engine:
         assert engine.containers(all=True) == []
+
+
+def test_files_of_a_build_are_made_of_variables_and_cells_below_keep_them(kernel: Kernel) -> None:
+    kernel.run("conf = 'a=1\\n'")
+    assert not kernel.errors("%%dockerfile --file etc/app.conf=conf\nFROM localhost/box\nCOPY etc /etc")
+    assert not kernel.errors("%%dockerfile -t localhost/conf\nRUN cat /etc/app.conf > /seen")
+    assert kernel.text("%%container localhost/conf\ncat /seen") == "a=1\n"
+
+
+def test_a_failed_install_is_named_and_the_look_inside_works(kernel: Kernel) -> None:
+    kernel.run("%%dockerfile\nFROM localhost/box\nRUN echo before > /before")
+    lines = "\n".join(kernel.error("%install pip numpy")["traceback"])
+    assert "  %install pip | step 3/3 | stage 0 | after " in lines
+    assert "python3: not found" in lines
+    assert kernel.text("%%container build:failed\ncat /before") == "before\n"
+
+
+def test_checks_and_unknown_stages_speak_of_the_cells_lines(kernel: Kernel) -> None:
+    assert "WorkdirRelativePath" in (said := kernel.text("%%dockerfile --check\nFROM localhost/box\nWORKDIR x"))
+    assert "  cell line 3 of 3\n" in said
+    assert kernel.error("%%dockerfile\nFROM localhost/box\nCOPY --from=5 /a /b")["evalue"].startswith("cell line 3 of 3: --from=5")
+
+
+def test_cells_together_are_a_dockerfile(kernel: Kernel) -> None:
+    kernel.run("%%dockerfile\nFROM localhost/box AS one\nRUN true")
+    kernel.run("%%dockerfile\nENV A=1")
+    assert kernel.text("%dockerfile export whole.Dockerfile\nprint(open('whole.Dockerfile').read())").endswith(
+        "FROM localhost/box AS one\nRUN true\nENV A=1\n\n"
+    )
+    assert kernel.text("for row in get_ipython().run_line_magic('stages', ''): print(row['Stage'], row['Steps'])") == "one 3\n"
+    reply = kernel.client.execute_interactive("%dockerfile import whole.Dockerfile", output_hook=print, timeout=60)
+    assert reply["content"]["payload"][0]["text"].startswith("%%dockerfile\nFROM localhost/box AS one")
+
+
+def test_every_verb_that_tells_gives_objects_and_json(kernel: Kernel) -> None:
+    kernel.run("%container run -d --name told localhost/box sleep 100")
+    try:
+        shown = next(each for each in kernel.run("%container inspect told") if each["type"] == "execute_result")["data"]
+        assert "<pre" in shown["text/html"]
+        assert '"Name": "/told"' in shown["text/plain"]
+        for line, said in (
+            ("inspect told", "print(x['State']['Running'], x[0]['Name'], len(x))|True /told 1"),
+            ("stats told", "print([row['Name'] for row in x])|['told']"),
+            ("top told", "print(x[-1]['CMD'])|sleep 100"),
+            ("ps --format '{{.Names}}'", "print(list(x))|['told']"),
+            ("ps --json", "import json; print(json.loads(x[0])['Names'])|told"),
+            ("top told --json", "import json; print(json.loads(x[-1])['CMD'])|sleep 100"),
+            ("inspect --json told", "import json; print(json.loads(x[0])[0]['Name'])|/told"),
+            ("version --json", "import json; print('Python' in x[0])|True"),
+            ("info", "print(x['ContainersRunning'])|1"),
+            ("exec told touch /new", "print(x)|None"),
+            ("diff told", "print(list(x))|['A /new']"),
+        ):
+            code, _, expected = said.partition("|")
+            assert kernel.text(f"x = %container {line}\n{code}") == expected + "\n", line
+    finally:
+        kernel.run("%container rm -f told")
+
+
+def test_what_is_missing_is_an_error_beside_what_was_found(kernel: Kernel) -> None:
+    outputs = kernel.run("%container inspect localhost/box localhost/nothing")
+    assert any(each["type"] == "stream" and '"localhost/box:latest"' in each["text"] for each in outputs)
+    assert any(each["type"] == "stream" and "localhost/nothing: no such" in each["text"] for each in outputs)
+    assert outputs[-1]["type"] == "error"
+
+
+def test_prune_asks_the_person_and_says_when_nobody_can_be_asked(kernel: Kernel) -> None:
+    kernel.run("%container run --name stopped localhost/box true")
+    assert "nobody can be asked" in kernel.text("%container container prune", "stderr")
+    kernel.run("%container container prune", on_input=lambda _: kernel.client.input("y"))
+    assert kernel.text("print(len(get_ipython().run_line_magic('container', 'ps -a')))") == "0\n"
+
+
+def test_a_shell_session_keeps_variables_functions_and_directory(kernel: Kernel) -> None:
+    assert not kernel.errors("%%container --session w localhost/box\nX=5; cd /bin; f() { echo f$1; }")
+    assert kernel.text("%%container --session w\necho $X $(pwd); f 3") == "5 /bin\nf3\n"
+    assert kernel.error("%%container --session w\nexit 3")["evalue"] == "sh: exit code 3"
+    outputs = kernel.run("%%container --session w\necho up; sleep 1000", on_stream=kernel.interrupt)
+    assert "session w keeps its state" in outputs[-1]["traceback"][0]
+    assert kernel.error("%%container --session w --timeout 200ms\nsleep 1000")["evalue"].startswith("interrupted: ran longer than")
+    assert kernel.text("%%container --session w\necho $X") == "5\n"
+    assert "runs sh, not python3" in kernel.error("%%container --session w --lang python\nx")["evalue"]
+    kernel.run("%container reset w")
+    assert "not there yet" in kernel.error("%%container --session w\necho $X")["evalue"]
+
+
+def test_a_language_without_a_runner_keeps_files_and_directory(kernel: Kernel) -> None:
+    assert kernel.text("%%container --session c localhost/box cat\nbody\n  text") == "body\n  text\n"
+    kernel.run("%%container --session c --lang sh\ncd /bin; echo kept > /file")
+    assert kernel.text("%%container --session c localhost/box cat /file -\nmore") == "kept\nmore\n"
+    kernel.run("%container reset c")
+
+
+def test_out_of_a_session_shows_what_each_cell_left_and_saves_it(kernel: Kernel) -> None:
+    first = kernel.run("%%container --session o localhost/box\necho a > /out/a.txt")
+    second = kernel.run("%%container --session o --save-files kept\necho b > /out/b.txt; cat /out/a.txt")
+    shown = [[each["data"]["text/plain"] for each in outputs if each["type"] == "display_data"] for outputs in (first, second)]
+    assert shown == [["a\n"], ["b\n"]]
+    assert kernel.text("import os; print(os.listdir('kept'))") == "['b.txt']\n"
+    assert list((kernel.root / "out").iterdir())
+    kernel.run("%container reset o")
+    assert not list((kernel.root / "out").iterdir())

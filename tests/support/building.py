@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 from sandbox.build.builder import Builder, BuildEvent, BuildRequest, StepDone
-from sandbox.build.site import OnOutput, Runs
+from sandbox.build.settings import Settings
+from sandbox.build.site import OnOutput, Runs, Started
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
 from sandbox.image.tree import Tree
 from sandbox.oci import ImageConfig, RootFS, RunConfig
+from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, ContainerSpec, Network
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:app:/home/app:/bin/sh\nbroken:x:a:b\n"
 GROUP = "root:x:0:\nstaff:x:50:\napp:x:1001:\n"
 
+_MADE = 1_700_000_000
+"""When the files of a base were made."""
+
 
 class NothingRuns:
     """A runtime for builds without RUN."""
 
-    def run(self, spec: ContainerSpec, *, stdin: bytes | None = None, on_output: OnOutput | None = None) -> Completed:
-        raise AssertionError(f"nothing should run, least of all {spec.process.argv} ({stdin!r}, {on_output})")
+    def start(self, spec: ContainerSpec, handling: Handling) -> Started:
+        raise AssertionError(f"nothing should run, least of all {spec.process.argv} ({handling})")
 
 
 @dataclass
@@ -45,10 +53,12 @@ class Workshop:
     def base(
         self, name: str, files: Mapping[str, str], config: RunConfig | None = None, fill: Callable[[Path], object] = lambda _: None
     ) -> Image:
-        """An image of one layer with these files, and what `fill` puts there."""
+        """An image of one layer with these files, and what `fill` puts there. In every workshop it is the same: times are no clock's."""
         with self.store.draft() as draft:
             write_files(draft.upper, files)
             fill(draft.upper)
+            for place in (draft.upper, *draft.upper.rglob("*")):
+                os.utime(place, (_MADE, _MADE), follow_symlinks=False)
             snapshot = self.store.commit(draft, None)
         assert snapshot is not None
         made = self.store.put_image(
@@ -77,6 +87,7 @@ class Workshop:
         context: bool = True,
         network: Network = "host",
         dockerfile_path: Path | None = None,
+        settings: Settings | None = None,
     ) -> Image:
         """Build a Dockerfile's text."""
         self.events.clear()
@@ -91,6 +102,7 @@ class Workshop:
             no_cache=no_cache,
             labels=labels or {},
             network=network,
+            settings=settings or Settings(),
         )
         return Builder(self.store, self.runtime, self.events.append).build(request)
 
@@ -125,3 +137,41 @@ def write_files(root: Path, files: Mapping[str, str]) -> None:
             path.mkdir(exist_ok=True)
         else:
             path.write_text(content)
+
+
+@dataclass
+class Script:
+    """A runtime without Linux: each RUN calls `behave` with its command and the event that a signal sets; its exit code."""
+
+    behave: Callable[[str, threading.Event], int]
+    signals: list[int] = field(default_factory=list)
+
+    def start(self, spec: ContainerSpec, handling: Handling) -> Scripted:
+        return Scripted(self, spec.process.argv[-1], Path(spec.rootfs.upper))
+
+
+@dataclass
+class Scripted:
+    """One started program of a Script: it leaves a file named after its command."""
+
+    script: Script
+    command: str
+    upper: Path
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.ended.set()
+
+    def signal(self, number: int) -> None:
+        self.script.signals.append(number)
+        self.ended.set()
+
+    def wait(self, on_output: OnOutput | None = None) -> Completed:
+        if on_output:
+            on_output("stdout", self.command.encode() + b"\n")
+        code = self.script.behave(self.command, self.ended)
+        (self.upper / self.command.replace(" ", "-")).write_text(self.command)
+        return Completed(exit_code=code)

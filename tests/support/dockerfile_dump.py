@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from sandbox.build.dockerfile import Dockerfile, parse
@@ -31,7 +32,7 @@ def _fields(value: Any, indent: str) -> list[str]:
     lines = []
     for field in fields(value):
         item = getattr(value, field.name)
-        if field.name == "span" or item in (None, (), 0):
+        if field.name == "span" or item in (None, (), 0) or item == field.default:
             continue
         if is_dataclass(item):
             lines += [f"{indent}{field.name}: {type(item).__name__}", *_fields(item, indent + "  ")]
@@ -49,3 +50,18 @@ def _show(item: object) -> str:
     if isinstance(item, tuple):
         return " = ".join(repr(part) for part in item)
     return repr(item)
+
+
+def write_golden(root: Path) -> list[str]:
+    """Write what is rendered now to every expected.txt below `root`, and name those that changed: to be reviewed like code."""
+    changed = []
+    for case in sorted(root.glob("*/*/Dockerfile")):
+        expected, now = case.with_name("expected.txt"), render(case.read_bytes().decode())
+        if not expected.exists() or expected.read_text(encoding="utf-8") != now:
+            expected.write_text(now, encoding="utf-8")
+            changed.append(f"{case.parent.parent.name}/{case.parent.name}")
+    return changed
+
+
+if __name__ == "__main__":
+    print("\n".join(write_golden(Path(__file__).parents[1] / "golden" / "build")))  # noqa: T201 (a tool)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.runtime import cgroups
+from tests.support import image_schemas
 
 
 def requires(*names: str) -> pytest.MarkDecorator:
@@ -92,7 +93,9 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "cpus": _limit("cpus"),
     "cpuset": _limit("cpuset_cpus"),
     "pids": _limit("pids"),
+    "io": _limit("io"),
     "cgroup2": _cgroup2,
     "network": _network,
     "loopback": _loopback,
+    "image-schemas": image_schemas.missing,
 }

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -13,9 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sandbox.runtime import cgroups
+from sandbox.runtime.container import engine_mark
 
 _MARK = "jupyter-sandbox"
 """What everything of ours on the host has in its name: cgroups' parent, nftables table."""
+_PATIENCE = 2.0
 _DEVICES = ("jsb", "jsv")
 """Prefixes of our network devices (bridge, veth)."""
 
@@ -23,13 +26,31 @@ _DEVICES = ("jsb", "jsv")
 def nothing_left(root: Path) -> None:
     """No mount below `root`, no process that uses it, no cgroup of a container in it, no network device, no nftables rule."""
     found = left(root)
+    if found and _ended([int(line.split()[1].rstrip(":")) for line in found if line.startswith("process ")]):
+        found = left(root)
     assert not found, "left behind:\n  " + "\n  ".join(found)
+
+
+def _ended(pids: list[int]) -> bool:
+    """Wait for processes on their way out: a supervisor reports the end a moment before its own. False when one stays."""
+    return all(_ends(pid) for pid in pids)
+
+
+def _ends(pid: int) -> bool:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], _PATIENCE)[0])
+    finally:
+        os.close(fd)
 
 
 def left(root: Path) -> list[str]:
     """What the engine with this root has left behind; a line each."""
     ids = frozenset(os.listdir(root / "containers")) if (root / "containers").is_dir() else frozenset()
-    return [*_mounts(root), *_processes(root), *_groups(ids), *_network()]
+    return [*_mounts(root), *_processes(root), *_groups(ids | {f"{engine_mark(root)}."}), *_network()]
 
 
 def everything_left(before: frozenset[str] = frozenset()) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from sandbox.build import instructions as ins
 from sandbox.build.dockerfile import parse
-from sandbox.build.expand import Expander, define_args, expand, global_args, platform_args, scope
+from sandbox.build.expand import Expander, define_args, expand, global_args, overtaken, platform_args, scope
 from sandbox.build.source import SourceText, Span
 from sandbox.errors import DockerfileError
 from sandbox.oci import Platform
@@ -41,6 +41,59 @@ def test_the_table_is_read() -> None:
 @pytest.mark.parametrize(("word", "expected"), table())
 def test_word_expands_as_the_table_says(word: str, expected: str) -> None:
     assert expanded(word) == expected
+
+
+BUILDKIT_ENV = {"PWD": "/home", "SHELL": "bash", "KOREAN": "한국어", "NULL": ""}
+
+
+def rows(name: str) -> list[list[str]]:
+    """The lines of a golden table, split at their bars."""
+    lines = TABLE.with_name(name).read_text(encoding="utf-8").splitlines()
+    return [[part.strip() for part in line.split(" |")] for line in lines if line.strip() and not line.startswith("#")]
+
+
+def result(word: str, env: dict[str, str]) -> str:
+    try:
+        return expander(env, text=f"ENV A={word}").word(word)
+    except DockerfileError:
+        return "error"
+
+
+@pytest.mark.parametrize(("word", "expected"), rows("expansion-buildkit.txt"))
+def test_word_expands_as_buildkits_table_says(word: str, expected: str) -> None:
+    assert result(word, BUILDKIT_ENV) == expected
+
+
+@pytest.mark.parametrize(("variables", "word", "expected"), rows("expansion-patterns.txt"))
+def test_pattern_expands_as_in_buildkits_cases(variables: str, word: str, expected: str) -> None:
+    env = dict(pair.split("=", 1) for pair in variables.split(";") if pair)
+    assert result(word, env) == expected
+
+
+def word_cases() -> list[tuple[dict[str, str], str, list[str]]]:
+    env: dict[str, str] = {}
+    cases = []
+    for line in TABLE.with_name("words.txt").read_text(encoding="utf-8").splitlines():
+        text = line.replace("␣", " ")
+        if line.startswith("ENV "):
+            name, _, value = text.removeprefix("ENV ").partition("=")
+            env = {**env, name: value}
+        elif line and not line.startswith("#"):
+            words, _, expected = text.partition(" | ")
+            cases.append((env, words, expected.split(",")))
+    return cases
+
+
+@pytest.mark.parametrize(("env", "line", "expected"), word_cases())
+def test_line_splits_as_buildkits_table_says(env: dict[str, str], line: str, expected: list[str]) -> None:
+    try:
+        assert expander(env, text=f"EXPOSE {line}").words(line) == expected
+    except DockerfileError:
+        assert expected == ["error"]
+
+
+def test_the_tables_are_read() -> None:
+    assert (len(rows("expansion-buildkit.txt")) > 100, len(rows("expansion-patterns.txt")) > 30, len(word_cases()) > 18) == (True,) * 3
 
 
 def test_an_error_points_at_the_word() -> None:
@@ -128,7 +181,7 @@ def globals_of(text: str, given: dict[str, str]) -> dict[str, str]:
 def defined(line: str, given: dict[str, str], inherited: dict[str, str], env: dict[str, str] | None = None) -> dict[str, str | None]:
     arg = instruction(line)
     assert isinstance(arg, ins.Arg)
-    return dict(define_args(arg, expander(env or {}), given, inherited, env or {}))
+    return dict(define_args(arg, expander(env or {}), given, inherited))
 
 
 def test_arguments_before_from_see_each_other_and_the_given_values() -> None:
@@ -151,8 +204,14 @@ def test_given_value_wins_over_default_and_default_over_inherited() -> None:
 
 def test_later_names_of_one_arg_see_the_earlier() -> None:
     assert defined("ARG A=1 B=${A}2", {}, {}) == {"A": "1", "B": "12"}
-    assert defined("ARG A=1 B=${A}2", {}, {}, env={"A": "env"}) == {"A": "1", "B": "env2"}
+    assert defined("ARG A=1 B=${A}2", {}, {}, env={"A": "env"}) == {"A": "1", "B": "12"}
+    assert defined("ARG A B=${A}2", {}, {}, env={"A": "env"}) == {"A": None, "B": "env2"}
 
 
-def test_env_wins_over_arg_and_the_later_arg_over_the_earlier() -> None:
-    assert scope({"A": "env"}, [("A", "arg"), ("B", "1"), ("B", "2"), ("C", None)]) == {"A": "env", "B": "2"}
+def test_arg_hides_env_and_the_later_arg_wins_over_the_earlier() -> None:
+    assert scope({"A": "env", "C": "env"}, [("A", "arg"), ("B", "1"), ("B", "2"), ("C", None)]) == {"A": "arg", "B": "2", "C": "env"}
+
+
+def test_an_env_after_an_arg_takes_over() -> None:
+    args = overtaken([("A", "arg"), ("B", "arg"), ("C", None)], {"A": "env", "C": "env"})
+    assert args == (("A", "env"), ("B", "arg"), ("C", "env"))

@@ -13,6 +13,7 @@ from sandbox.build.dockerfile import parse, parse_triggers
 from sandbox.build.source import SourceText, Span
 from sandbox.errors import DockerfileError
 from tests.support.dockerfile_dump import render
+from tests.support.dockerfile_meaning import check_text
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "build"
 CASES = sorted(path.parent for kind in ("parser", "errors") for path in (GOLDEN / kind).glob("*/Dockerfile"))
@@ -74,32 +75,28 @@ def test_caret_stands_under_its_word_in_a_long_line() -> None:
 WORDS = st.sampled_from(
     ["FROM a", "RUN", "COPY", "ADD", "ONBUILD", "ENV", "LABEL", "ARG", "HEALTHCHECK", "SHELL", "CMD", "EXPOSE", "VOLUME", "# escape=`",
      "# syntax=x", "--from=", "--mount=", "--interval=1s", "<<EOF", "<<-'E'", "EOF", "E", "\\", "`", "\n", "\r\n", "\t", " ", "=", "a=b",
-     "[", "]", '"', "'", "$A", "${A", ",", "\\\n", "\ufeff", "é", "\u2028", "\x85", "\0", "NONE", "AS", "9<<E"]
+     "[", "]", '"', "'", "$A", "${A", ",", "\\\n", "\ufeff", "é", "\u2028", "\x85", "\0", "NONE", "AS", "9<<E", "--", "#", "--link",
+     "--exclude=", "--parents", "--unpack=false", "--mount=type=cache,target=/c", "--chown=a\\ b", "target=", "USER", "WORKDIR x", "/x/",
+     "<<'A B'", "A B", '["a", "b"]', "STOPSIGNAL", "MAINTAINER", "# check=skip=all", "RUN <<EOF\na\nEOF\n",
+     "COPY <<A <<\"B\" /x/\n1\nA\n2\nB\n"]
 )  # fmt: skip
 
 
-@settings(max_examples=600, deadline=None)
-@given(st.one_of(st.text(max_size=200), st.lists(WORDS, max_size=40).map(" ".join), st.lists(WORDS, max_size=40).map("".join)))
-def test_no_text_raises_anything_but_dockerfile_error(text: str) -> None:
-    for prefix in ("", "FROM a\n"):
-        try:
-            parsed = parse(prefix + text)
-        except DockerfileError as err:
-            assert str(err)
-            assert "\n" not in str(err)
-        else:
-            assert parsed.instructions
+TEXTS = st.one_of(st.text(max_size=200), st.lists(WORDS, max_size=40).map(" ".join), st.lists(WORDS, max_size=40).map("".join))
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(WORDS, max_size=25).map(" ".join))
-def test_spans_are_in_the_text_and_do_not_overlap(text: str) -> None:
-    source = "FROM a\n" + text
-    try:
-        parsed = parse(source)
-    except DockerfileError:
-        return
-    last = 0
-    for instruction in parsed.instructions:
-        assert last < instruction.span.first <= instruction.span.last <= source.count("\n") + 1
-        last = instruction.span.last
+@settings(max_examples=700, deadline=None)
+@given(TEXTS)
+def test_any_text_is_an_error_or_means_the_same_when_printed(text: str) -> None:
+    for prefix in ("", "FROM a\n", "# escape=`\nFROM a\n"):
+        check_text(prefix + text)
+
+
+@pytest.mark.parametrize("text", ["RUN 0\\\u2028", "ARG \\ \\ \\", "ENV a=b\\ \\ \\\n", 'COPY ["<<EOF", "/x"]', "RUN -- --x"])
+def test_these_once_meant_something_else_when_printed(text: str) -> None:
+    assert check_text("FROM a\n" + text) is not None
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.parent.name == "parser"], ids=lambda path: path.name)
+def test_golden_files_mean_the_same_when_printed(case: Path) -> None:
+    assert check_text((case / "Dockerfile").read_bytes().decode()) is not None

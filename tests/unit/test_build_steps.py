@@ -48,7 +48,9 @@ def config(workshop: Workshop, lines: str, build_args: Mapping[str, str] | None 
         ('HEALTHCHECK CMD ["x"]', "healthcheck", Healthcheck(["CMD", "x"])),
         ("ONBUILD RUN a\nONBUILD COPY b c", "on_build", ["RUN a", "COPY b c"]),
         ("ARG A=1\nENV B=$A", "env", ["PATH=/bin", "B=1"]),
-        ("ENV A=env\nARG A=arg\nENV B=$A", "env", ["PATH=/bin", "A=env", "B=env"]),
+        ("ENV A=env\nARG A=arg\nENV B=$A", "env", ["PATH=/bin", "A=env", "B=arg"]),  # as BuildKit has it
+        ("ENV A=env\nARG A\nENV B=$A", "env", ["PATH=/bin", "A=env", "B=env"]),
+        ("ARG A=arg\nENV A=env\nENV B=$A", "env", ["PATH=/bin", "A=env", "B=env"]),
         ("ARG A=1\nARG A=2\nENV B=$A", "env", ["PATH=/bin", "B=2"]),
         ("ARG A\nENV B=${A:-none}", "env", ["PATH=/bin", "B=none"]),
         ("ENV B=${A:-none}\nARG A=late", "env", ["PATH=/bin", "B=none"]),
@@ -74,8 +76,9 @@ def test_global_arg_counts_in_a_stage_only_when_named_there(workshop: Workshop) 
     assert config(workshop, "ARG A=own\nENV B=$A", head=head).config.env == ["PATH=/bin", "B=own"]
 
 
-def test_arg_does_not_reach_the_next_stage(workshop: Workshop) -> None:
-    assert config(workshop, "FROM one\nENV B=$A", head="FROM base AS one\nARG A=1\n").config.env == ["PATH=/bin", "B="]
+def test_arg_reaches_the_stages_based_on_its_own_and_no_other(workshop: Workshop) -> None:
+    assert config(workshop, "FROM one\nENV B=$A", head="FROM base AS one\nARG A=1\n").config.env == ["PATH=/bin", "B=1"]
+    assert config(workshop, "FROM base\nENV B=$A", head="FROM base AS one\nARG A=1\n").config.env == ["PATH=/bin", "B="]
 
 
 def test_entrypoint_clears_an_inherited_cmd_but_not_its_own_stages(workshop: Workshop) -> None:
@@ -116,7 +119,7 @@ def test_scratch_has_a_path_and_a_working_directory(workshop: Workshop) -> None:
 )
 def test_history_reads_as_dockers(workshop: Workshop, line: str, created_by: str, *, empty: bool) -> None:
     workshop.file("a", "A")
-    (entry,) = config(workshop, line).history
+    _, entry = config(workshop, line).history  # the base tells of no step
     assert (entry.created_by, entry.empty_layer, entry.created) == (created_by, empty, "2026-01-02T03:04:05.000000Z")
 
 
@@ -139,8 +142,13 @@ def test_history_reads_as_dockers(workshop: Workshop, line: str, created_by: str
         ("COPY a b ${NOPE:-/file}", "COPY: expected a destination that ends with /"),
         ("COPY [z /x", "pattern"),
         ('ENV A="${B:?is needed}"', "B: is needed"),
-        ("ADD https://example.com/x /x", "remote sources are not supported yet"),
-        ("ADD git@example.com:x/y.git /x", "remote sources are not supported yet"),
+        ("COPY https://example.com/x /x", "a remote source"),
+        ("COPY git@example.com:x/y.git /x", "a remote source"),
+        ("ADD --checksum=sha256:00 f /x", "--checksum: for a URL or a git repository only"),
+        ("ADD --checksum=sha256:00 https://example.com/x f /x/", "--checksum: for one source only"),
+        ("ADD https://example.com/ /x/", "no file name in it"),
+        ("COPY --link --chown=app f /x", "--chown=app: not a number"),
+        ("COPY --exclude=[ f /x", "--exclude"),
     ],
 )
 def test_value_that_cannot_be_meant_is_an_error_with_its_line(workshop: Workshop, lines: str, message: str) -> None:
@@ -182,7 +190,7 @@ def test_step_that_fails_says_why(workshop: Workshop, lines: str, message: str, 
 
 def test_a_wildcard_that_matches_nothing_is_a_warning(workshop: Workshop) -> None:
     found = config(workshop, "COPY nope* /x/")
-    assert found.history[0].empty_layer
+    assert found.history[1].empty_layer
     assert [e.message for e in workshop.events if hasattr(e, "message")] == ["nope*: matches nothing, nothing is copied"]
 
 

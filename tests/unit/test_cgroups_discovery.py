@@ -14,7 +14,7 @@ from tests.support.cgroup_tree import V2_FILES, Tree, fake_host, v2_files
 def test_v1_host_shows_one_hierarchy_per_mount_with_comounted_controllers_together(tmp_path: Path) -> None:
     proc = fake_host(tmp_path, Tree(1, "cpu,cpuacct", "/user"), Tree(1, "memory", "/user"), Tree(1, "name=systemd"), Tree(1, "blkio"))
     layout = cgroups.discover(proc)
-    assert [(h.version, sorted(h.controllers)) for h in layout.hierarchies] == [(1, ["cpu", "cpuacct"]), (1, ["memory"])]
+    assert [(h.version, sorted(h.controllers)) for h in layout.hierarchies] == [(1, ["cpu", "cpuacct"]), (1, ["memory"]), (1, ["blkio"])]
     assert layout.hierarchies[1].own == tmp_path / "cg/memory/user"
     assert layout.kind == "v1"
 
@@ -54,7 +54,7 @@ def test_true_v2_root_hands_controllers_down_although_it_has_processes(tmp_path:
     proc = fake_host(tmp_path, Tree(2, "", files={**V2_FILES, "cgroup.procs": "1\n50\n100\n"}))
     (h,) = cgroups.discover(proc).hierarchies
     assert (h.crowd, h.evacuate) == ("", False)
-    assert h.controllers == {"cpuset", "cpu", "memory", "pids"}
+    assert h.controllers == {"cpuset", "cpu", "io", "memory", "pids"}
 
 
 def test_v2_group_with_strangers_inside_cannot_hand_controllers_down(tmp_path: Path) -> None:

@@ -10,11 +10,22 @@ import pytest
 from sandbox import errors
 from sandbox.runtime import cgroups
 from sandbox.runtime.cgroups import Hierarchy, Layout
-from sandbox.runtime.spec import Limits
+from sandbox.runtime.spec import Limits, Rate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cgroups"
 MIB = 1 << 20
-EVERYTHING = Limits(memory=64 * MIB, memory_swap=96 * MIB, cpus=1.5, cpuset_cpus="0-1", pids=20)
+EVERYTHING = Limits(
+    memory=64 * MIB,
+    memory_swap=96 * MIB,
+    memory_reservation=32 * MIB,
+    cpus=1.5,
+    cpu_shares=512,
+    cpuset_cpus="0-1",
+    cpuset_mems="0",
+    pids=20,
+    blkio_weight=500,
+    io=(Rate("read_bps", "8:0", MIB), Rate("write_iops", "8:0", 100)),
+)
 
 
 def tree(
@@ -25,9 +36,11 @@ def tree(
     return Hierarchy(version, frozenset(controllers), mount, own, own, swap=swap, obstacle=obstacle, evacuate=evacuate)
 
 
-V1 = Layout(tuple(tree(1, name.replace(",", "+"), *name.split(",")) for name in ("cpu,cpuacct", "cpuset", "memory", "pids", "freezer")))
-V2 = Layout((tree(2, "", "cpuset", "cpu", "memory", "pids"),))
-V2_CROWDED = Layout((tree(2, "", "cpuset", "cpu", "memory", "pids", evacuate=True),))
+V1 = Layout(
+    tuple(tree(1, name.replace(",", "+"), *name.split(",")) for name in ("cpu,cpuacct", "cpuset", "memory", "pids", "blkio", "freezer"))
+)
+V2 = Layout((tree(2, "", "cpuset", "cpu", "memory", "pids", "io"),))
+V2_CROWDED = Layout((tree(2, "", "cpuset", "cpu", "memory", "pids", "io", evacuate=True),))
 HYBRID = Layout((*V1.hierarchies, tree(2, "unified")))
 
 
@@ -55,23 +68,34 @@ def writes(layout: Layout, limits: Limits) -> dict[str, str]:
         (
             Limits(memory=MIB),  # docker: swap as much again
             {"memory.limit_in_bytes": "1048576", "memory.memsw.limit_in_bytes": "2097152"},
-            {"memory.max": "1048576", "memory.swap.max": "1048576"},
+            {"memory.max": "1048576", "memory.oom.group": "1", "memory.swap.max": "1048576"},
         ),
         (
             Limits(memory=MIB, memory_swap=MIB),  # docker: no swap at all
             {"memory.limit_in_bytes": "1048576", "memory.memsw.limit_in_bytes": "1048576"},
-            {"memory.max": "1048576", "memory.swap.max": "0"},
+            {"memory.max": "1048576", "memory.oom.group": "1", "memory.swap.max": "0"},
         ),
         (
             Limits(memory=MIB, memory_swap=-1),
             {"memory.limit_in_bytes": "1048576", "memory.memsw.limit_in_bytes": "-1"},
-            {"memory.max": "1048576", "memory.swap.max": "max"},
+            {"memory.max": "1048576", "memory.oom.group": "1", "memory.swap.max": "max"},
         ),
         (Limits(cpus=0.5), {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}, {"cpu.max": "50000 100000"}),
         (Limits(cpus=0.001), {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "1000"}, {"cpu.max": "1000 100000"}),
         (Limits(pids=5), {"pids.max": "5"}, {"pids.max": "5"}),
         (Limits(pids=0), {"pids.max": "max"}, {"pids.max": "max"}),
         (Limits(pids=-1), {"pids.max": "max"}, {"pids.max": "max"}),
+        (Limits(cpuset_mems="0"), {"cpuset.mems": "0"}, {"cpuset.mems": "0"}),
+        (Limits(cpu_shares=1024), {"cpu.shares": "1024"}, {"cpu.weight": "39"}),
+        (Limits(cpu_shares=2), {"cpu.shares": "2"}, {"cpu.weight": "1"}),
+        (Limits(memory_reservation=MIB), {"memory.soft_limit_in_bytes": "1048576"}, {"memory.low": "1048576"}),
+        (Limits(blkio_weight=1000), {"blkio.bfq.weight": "1000"}, {"io.weight": "default 10000"}),
+        (
+            Limits(io=(Rate("write_bps", "8:16", MIB),)),
+            {"blkio.throttle.write_bps_device": "8:16 1048576"},
+            {"io.max": "8:16 wbps=1048576"},
+        ),
+        (Limits(io=(Rate("read_iops", "8:16", 9),)), {"blkio.throttle.read_iops_device": "8:16 9"}, {"io.max": "8:16 riops=9"}),
         (Limits(cpuset_cpus="0,2-3"), {"cpuset.cpus": "0,2-3"}, {"cpuset.cpus": "0,2-3"}),
     ],
 )
@@ -82,7 +106,17 @@ def test_each_limit_is_written_in_each_versions_words(limits: Limits, v1: dict[s
 
 
 @pytest.mark.parametrize(
-    "limits", [Limits(memory_swap=MIB), Limits(memory=2 * MIB, memory_swap=MIB), Limits(cpuset_cpus="one"), Limits(cpuset_cpus="0;1")]
+    "limits",
+    [
+        Limits(memory_swap=MIB),
+        Limits(memory=2 * MIB, memory_swap=MIB),
+        Limits(memory=MIB, memory_reservation=2 * MIB),
+        Limits(memory_swappiness=101),
+        Limits(cpu_shares=1),
+        Limits(blkio_weight=9),
+        Limits(cpuset_cpus="one"),
+        Limits(cpuset_mems="0;1"),
+    ],
 )
 def test_limits_that_cannot_be_meant_are_refused(limits: Limits) -> None:
     with pytest.raises(errors.InvalidOption):
@@ -109,6 +143,12 @@ def test_limit_that_cannot_be_enforced_is_an_error_or_listed(limits: Limits, fea
     assert plan.writes == ()
 
 
+def test_limit_only_one_version_has_is_refused_on_the_other() -> None:
+    assert writes(V1, Limits(memory_swappiness=10)) == {"memory.swappiness": "10"}
+    with pytest.raises(errors.Unsupported, match=r"swappiness: only cgroup memory \(v1\) has it"):
+        V2.plan("abc", Limits(memory_swappiness=10))
+
+
 def test_swap_limit_without_swap_accounting_is_an_error_only_when_asked_for() -> None:
     layout = Layout((tree(1, "memory", "memory", swap=False),))
     assert writes(layout, Limits(memory=MIB)) == {"memory.limit_in_bytes": "1048576"}
@@ -118,8 +158,9 @@ def test_swap_limit_without_swap_accounting_is_an_error_only_when_asked_for() ->
 
 
 def test_swap_file_may_be_missing_only_when_nobody_asked_for_it() -> None:
-    assert [Path(path).name for path in V2.plan("abc", Limits(memory=MIB)).optional] == ["memory.swap.max"]
-    assert V2.plan("abc", Limits(memory=MIB, memory_swap=MIB)).optional == ()
+    assert [Path(path).name for path in V2.plan("abc", Limits(memory=MIB)).optional] == ["memory.oom.group", "memory.swap.max"]
+    optional = V2.plan("abc", Limits(memory=MIB, memory_swap=MIB)).optional
+    assert [Path(path).name for path in optional] == ["memory.oom.group"]
 
 
 def test_host_without_cgroups_runs_containers_without_limits() -> None:

@@ -40,11 +40,8 @@ def extract(members: list[Member], target: Path, name: str = "copy") -> None:
     with tarfile.open(fileobj=out, mode="w") as archive:
         for info, data in members:
             archive.addfile(info, io.BytesIO(data) if data is not None else None)
-    data = out.getvalue()
-    with (
-        tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive,
-        Extraction.below(target, first_member(data).name, name) as extraction,
-    ):
+    first = first_member(out)
+    with tarfile.open(fileobj=out, mode="r|") as archive, Extraction.below(target, first.name, name) as extraction:
         for member in archive:
             extraction.add(member, archive.extractfile(member) if member.isreg() else None)
 

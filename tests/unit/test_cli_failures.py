@@ -22,7 +22,7 @@ def test_an_error_is_its_message_and_its_hint() -> None:
 
 
 def test_a_dockerfile_error_shows_its_excerpt_before_the_hint() -> None:
-    error = DockerfileError("Dockerfile line 1: FORM: unknown instruction", excerpt="  > 1 | FORM x\n      | ^", hint="did you mean FROM?")
+    error = DockerfileError("Dockerfile line 1: FORM: unknown instruction", excerpt="> 1 | FORM x\n    | ^", hint="did you mean FROM?")
     assert error_lines(error)[1:] == ["  > 1 | FORM x", "      | ^", "hint: did you mean FROM?"]
 
 
@@ -30,7 +30,7 @@ FAILED = StepFailed(
     "RUN make: exit code 2",
     span=Span(3, 3),
     instruction="RUN make",
-    excerpt="    2 | COPY . .\n  > 3 | RUN make\n    4 | CMD x",
+    excerpt="  2 | COPY . .\n> 3 | RUN make\n  4 | CMD x",
     output="one\n\n" + "".join(f"line {n}\n" for n in range(20)),
 )
 
@@ -39,6 +39,11 @@ def test_a_failed_step_shows_its_place_its_lines_and_the_last_ten_it_printed() -
     lines = step_details(FAILED, place="Dockerfile line 3 of 4 | step 3/4")
     assert lines[:5] == ["  Dockerfile line 3 of 4 | step 3/4", "    2 | COPY . .", "  > 3 | RUN make", "    4 | CMD x", "  last output:"]
     assert lines[5:] == [f"    line {n}" for n in range(10, 20)]
+
+
+def test_the_last_output_is_what_a_terminal_would_show_of_it() -> None:
+    error = StepFailed("RUN x: exit code 1", output="10%\r100%\n\x1b[31mred\x1b[0m\n")
+    assert step_details(error, place="") == ["  last output:", "    100%", "    red"]
 
 
 def test_the_place_names_line_step_stage_and_time(tmp_path: Path) -> None:

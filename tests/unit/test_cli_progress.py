@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
 from sandbox.build.events import BuildDone, BuildEvent, BuildStarted, BuildWarning, StepDone, StepError, StepOutput, StepStarted
-from sandbox.cli.progress import Face, Lines, PlainFace, QuietFace, TerminalFace, seconds_text
+from sandbox.cli.progress import Face, JsonFace, Lines, PlainFace, QuietFace, TerminalFace, seconds_text
 
 EVENTS: list[BuildEvent] = [
     BuildStarted(3, ("0",)),
@@ -171,3 +172,41 @@ def test_a_line_without_end_does_not_fill_the_memory() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (12, "12.0 s"), (185, "3 min 5 s")])
 def test_seconds(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
+
+
+TWO_AT_ONCE: list[BuildEvent] = [
+    BuildStarted(4, ("a", "1")),
+    StepStarted(2, 4, "a", "RUN one", 2, 2, 2),
+    StepStarted(4, 4, "1", "RUN two", 4, 2, 2),
+    StepOutput(2, 4, "a", "stdout", b"half of "),
+    StepOutput(4, 4, "1", "stdout", b"whole of two\n"),
+    StepOutput(2, 4, "a", "stdout", b"one\n"),
+    StepDone(4, 4, "1", "RUN two", 4, cached=False, seconds=1.0, bytes=0, layer=None, step=2, steps=2),
+    StepError(2, 4, "a", "RUN one", 2, 2.0, "canceled", 2, 2, canceled=True),
+]
+
+
+def test_plain_lines_of_steps_at_the_same_time_are_each_ones_own() -> None:
+    assert plain(TWO_AT_ONCE) == (
+        "#2 [a 2/2] RUN one\n#4 [1 2/2] RUN two\n#4 0.500 whole of two\n#2 1.500 half of one\n#4 DONE 1.0s\n\n#2 CANCELED\n\n"
+    )
+
+
+def test_the_live_view_shows_all_steps_at_work_below_those_that_ended() -> None:
+    face, _ = terminal()
+    for event in TWO_AT_ONCE[:-1]:
+        face(event)
+    lines = screen(face)
+    assert [line[:13] for line in lines] == ["✓ [1 2/2] RUN", "• [a 2/2] RUN", "     half of "]
+    face(TWO_AT_ONCE[-1])
+    assert screen(face)[-1].startswith("– [a 2/2] RUN one")
+
+
+def test_json_is_one_object_an_event() -> None:
+    out = io.StringIO()
+    shown(JsonFace(out, lambda: 1.5), EVENTS)
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["event"] for line in lines[:3]] == ["build_started", "step_started", "step_done"]
+    assert len(lines) == len(EVENTS)
+    assert {"time", "event", "index", "stage", "cached", "bytes", "seconds"} <= set(lines[4])
+    assert lines[8]["data"] == "warning!\n"

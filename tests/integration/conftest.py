@@ -1,0 +1,28 @@
+"""Fixtures of the integration tests alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox.runtime.bundle.states import States
+from tests.support.bundles import Bundle, Oci, make_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, busybox_tar: Path) -> Bundle:
+    """An OCI bundle of busybox, without a config yet."""
+    return make_bundle(tmp_path / "bundle", busybox_tar)
+
+
+@pytest.fixture
+def oci(tmp_path: Path) -> Iterator[Oci]:
+    """`sandbox-oci` with a state directory of its own; afterwards its containers are deleted and their groups are gone."""
+    command = Oci(tmp_path / "state")
+    yield command
+    for container_id in command.ids():
+        command("delete", "--force", container_id)
+    names = {States(command.root).group_name(name) for name in command.used}
+    assert not [group for group in Path("/sys/fs/cgroup").glob("**/sandbox-oci/*") if group.name in names]

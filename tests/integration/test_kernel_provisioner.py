@@ -1,0 +1,232 @@
+"""Kernels in containers through jupyter_client, as servers and nbclient start them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import KernelManager
+from jupyter_core.utils import run_sync
+
+from kernelspec import specs, trust
+from sandbox.engine import Engine
+from sandbox.errors import InvalidOption
+from tests.support.host import requires
+from tests.support.kernel import Kernel
+from tests.support.leftovers import nothing_left
+
+pytestmark = [
+    requires("root", "userns", "overlay"),
+    pytest.mark.xdist_group("kernels"),
+    # zmq's sockets and loops are jupyter_client's to close
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An engine with an ipykernel image, kernelspecs for it, and a directory of notebooks."""
+
+    root: Path
+    prefix: Path
+    work: Path
+
+    @property
+    def specs(self) -> KernelSpecManager:
+        """Where its kernelspecs are found."""
+        return KernelSpecManager(kernel_dirs=[str(self.prefix / "share/jupyter/kernels")])
+
+    def install(self, name: str, *flags: str) -> Path:
+        """A kernelspec; its directory."""
+        spec = specs.KernelSpec("localhost/ipy", name, name, flags=flags, root=str(self.root))
+        return specs.install(spec, specs.Place(prefix=str(self.prefix)), replace=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Afterwards nothing of it is left, neither containers nor sockets."""
+    base = tmp_path_factory.mktemp("kernels")
+    made = Place(base / "root", base / "prefix", base / "work")
+    made.work.mkdir()
+    with Engine(made.root) as engine:
+        engine.capture("localhost/ipy", packages=["ipykernel"])
+    made.install("plain", "--network", "none")
+    before = _sockets()
+    yield made
+    with Engine(made.root) as engine:
+        assert engine.containers(all=True) == []
+    assert _sockets() <= before
+    nothing_left(made.root)
+
+
+def _sockets() -> set[Path]:
+    return set(Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()).glob("jsk-*"))
+
+
+@contextlib.contextmanager
+def started(
+    place: Place, name: str = "plain", *, env: dict[str, str] | None = None, connection_file: str = ""
+) -> Iterator[tuple[KernelManager, Kernel]]:
+    """A kernel, ready; shut down afterwards."""
+    manager = KernelManager(kernel_name=name, kernel_spec_manager=place.specs, connection_file=connection_file)
+    manager.start_kernel(cwd=str(place.work), env={**os.environ, **(env or {})})
+    client = manager.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        yield manager, Kernel(client, place.root, manager.interrupt_kernel)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=False)
+
+
+@pytest.fixture(scope="module")
+def running(place: Place) -> Iterator[tuple[KernelManager, Kernel]]:
+    """One kernel for the tests that leave it as it was."""
+    with started(place) as both:
+        yield both
+
+
+def test_runs_in_a_container_without_network_in_the_notebooks_directory(place: Place, running: tuple[KernelManager, Kernel]) -> None:
+    code = "import os, socket; print(os.getcwd(), [name for _, name in socket.if_nameindex()], os.getpid() != 1, os.getppid())"
+    assert running[1].text(code) == f"{place.work} ['lo'] True 1\n"
+    assert not Path("/made-by-a-kernel").exists()
+    running[1].run("open('/made-by-a-kernel', 'w').close(); open('shared.txt', 'w').write('x')")
+    assert not Path("/made-by-a-kernel").exists()
+    assert (place.work / "shared.txt").read_text() == "x"
+
+
+def test_input_is_asked_of_the_front_end(running: tuple[KernelManager, Kernel]) -> None:
+    kernel = running[1]
+    outputs = kernel.run("print(input('name? ')[::-1])", on_input=lambda _: kernel.client.input("anna b"))
+    assert outputs[-1]["text"] == "b anna\n"
+
+
+def test_comms_go_both_ways(running: tuple[KernelManager, Kernel]) -> None:
+    kernel = running[1]
+    kernel.run(
+        "from ipykernel.comm import Comm\n"
+        "get_ipython().kernel.comm_manager.register_target('t', lambda c, m: c.send({'got': m['content']['data']}))"
+    )
+    client = kernel.client
+    client.shell_channel.send(client.session.msg("comm_open", {"comm_id": "c1", "target_name": "t", "data": {"x": 1}}))
+    while (message := client.get_iopub_msg(timeout=30))["msg_type"] != "comm_msg":
+        pass
+    assert message["content"]["data"] == {"got": {"x": 1}}
+
+
+def test_interrupt_by_signal_and_by_message(running: tuple[KernelManager, Kernel]) -> None:
+    kernel = running[1]
+    client = kernel.client
+    code = "import time\nprint('going', flush=True)\ntime.sleep(1000)"
+    by_signal = kernel.run(code, on_stream=kernel.interrupt)
+    by_message = kernel.run(code, on_stream=lambda: client.control_channel.send(client.session.msg("interrupt_request", {})))
+    for outputs in (by_signal, by_message):
+        assert outputs[-1]["ename"] == "KeyboardInterrupt"
+    assert kernel.text("print('alive')") == "alive\n"
+
+
+def test_interrupt_reaches_programs_the_kernel_started(running: tuple[KernelManager, Kernel]) -> None:
+    code = "import subprocess\nprint('going', flush=True)\nsubprocess.run(['python3', '-c', 'import time; time.sleep(1000)'])"
+    assert running[1].run(code, on_stream=running[1].interrupt)[-1]["ename"] == "KeyboardInterrupt"
+
+
+def test_restart_keeps_the_container_and_forgets_the_variables(place: Place) -> None:
+    with started(place) as (manager, kernel), Engine(place.root) as engine:
+        kernel.run("x = 1; open('/kept', 'w').write('file')")
+        before = {each.id for each in engine.containers()}
+        manager.restart_kernel()
+        kernel.client.wait_for_ready(timeout=60)
+        assert {each.id for each in engine.containers()} == before
+        assert kernel.text("print('x' in globals(), open('/kept').read())") == "False file\n"
+        assert kernel.text("print(1)", "stderr") == ""  # asked for, so no reason
+
+
+def test_reset_drops_the_container_and_a_restart_makes_a_new_one(place: Place, sandbox_command: list[str]) -> None:
+    with started(place) as (manager, kernel):
+        kernel.run("open('/kept', 'w').close()")
+        kernel_id = manager.kernel_id or ""
+        argv = [*sandbox_command, "kernel", "reset", kernel_id] if kernel_id else [*sandbox_command, "kernel", "reset", "--all"]
+        subprocess.run(argv, check=True, env={**os.environ, "SANDBOX_ROOT": str(place.root)}, capture_output=True)
+        run_sync(manager.provisioner.wait)()
+        manager.restart_kernel(now=True)
+        kernel.client.wait_for_ready(timeout=60)
+        assert kernel.text("import os; print(os.path.exists('/kept'))") == "False\n"
+
+
+def test_out_of_memory_is_told_at_the_next_kernels_first_cell_once(place: Place) -> None:
+    with started(place, env={"KERNEL_MEMORY": "160m"}) as (manager, kernel):
+        kernel.client.execute("x = bytearray(400 << 20)")
+        assert run_sync(manager.provisioner.wait)() == 137
+        assert not manager.is_alive()
+        manager.restart_kernel(now=True)
+        kernel.client.wait_for_ready(timeout=60)
+        reason = "The kernel before this one ended: out of memory: killed at the 160 MiB limit\n"
+        assert kernel.text("print(1)", "stderr") == reason
+        assert kernel.text("print(1)", "stderr") == ""
+
+
+def test_two_kernels_do_not_see_each_other(place: Place, running: tuple[KernelManager, Kernel]) -> None:
+    running[1].run("mine = 'first'")
+    with started(place) as (_, other):
+        assert other.text("print('mine' in globals())") == "False\n"
+        assert running[1].text("print(mine)") == "first\n"
+
+
+def test_connection_file_may_have_odd_characters(place: Place) -> None:
+    directory = place.work / "a b'\"$(x)é%s{}"
+    directory.mkdir()
+    with started(place, connection_file=str(directory / "kernel 1;.json")) as (_, kernel):
+        assert kernel.text("print(2)") == "2\n"
+
+
+def test_volume_of_a_notebook_needs_trust(place: Place) -> None:
+    canary = place.root.parent / "canary"
+    canary.mkdir()
+    (canary / "secret").write_text("seen")
+    asked: dict[str, Any] = {"volumes": [f"{canary}:/canary:ro"]}
+    notebook = place.work / "asks.ipynb"
+    notebook.write_text(json.dumps({"cells": [], "metadata": {"sandbox": asked}, "nbformat": 4, "nbformat_minor": 5}))
+    session = {"JPY_SESSION_NAME": notebook.name}
+    before = _sockets()
+    with pytest.raises(InvalidOption, match="not trusted"), started(place, env=session):
+        pass
+    assert _sockets() == before
+    trust.trust(place.root, notebook, asked)
+    with started(place, env=session) as (_, kernel):
+        assert kernel.text("print(open('/canary/secret').read())") == "seen\n"
+
+
+def test_front_end_without_provisioners_gets_the_same_kernel(place: Place) -> None:
+    original = place.install("relayed", "--network", "none")
+    other = place.prefix / "share/jupyter/kernels/without"
+    shutil.copytree(original, other)
+    spec = json.loads((other / "kernel.json").read_text())
+    (other / "kernel.json").write_text(json.dumps({**spec, "metadata": {}}))
+    with started(place, "without") as (manager, kernel):
+        assert type(manager.provisioner).__name__ == "LocalProvisioner"
+        assert kernel.text("import socket; print([name for _, name in socket.if_nameindex()])") == "['lo']\n"
+        code = "import time\nprint('going', flush=True)\ntime.sleep(1000)"
+        assert kernel.run(code, on_stream=kernel.interrupt)[-1]["ename"] == "KeyboardInterrupt"
+
+
+def test_nbclient_executes_a_notebook(place: Place) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os; os.getppid()")])
+    manager = nbclient.NotebookClient(notebook, kernel_name="plain", resources={"metadata": {"path": str(place.work)}})
+    manager.km = manager.create_kernel_manager()
+    manager.km.kernel_spec_manager = place.specs
+    manager.execute()
+    assert notebook.cells[0].outputs[0]["data"]["text/plain"] == "1"

@@ -1,0 +1,125 @@
+"""The command line as an ordinary user types it, without a privilege: build, run, exec, archives, and nothing left."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import sandbox
+from tests.support.host import requires
+from tests.support.ordinary_user import OrdinaryUser
+
+pytestmark = [requires("root", "userns", "overlay", "tool:busybox"), pytest.mark.xdist_group("ordinary user")]
+
+Say = Callable[..., "subprocess.CompletedProcess[str]"]
+SYSTEM_PYTHON = "/usr/bin/python3"
+FILE = "FROM box\nRUN echo built > /made; mkdir /d; echo x > /d/x\nCOPY note /note\nCMD cat /made /note\n"
+
+
+@pytest.fixture(scope="module")
+def say(ordinary_user: OrdinaryUser, packages: Path) -> Iterator[Say]:
+    """`sandbox WORDS…` as that user, with busybox as the image `box`."""
+    root = ordinary_user.home / "state"
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {"PYTHONPATH": str(packages), "SANDBOX_ROOT": str(root)}
+        return ordinary_user.run([SYSTEM_PYTHON, "-m", "sandbox", *words], env=env)
+
+    tree = ordinary_user.home / "tree"
+    (tree / "bin").mkdir(parents=True)
+    shutil.copy(str(shutil.which("busybox")), tree / "bin/busybox")
+    for name in ("sh", "cat", "mkdir", "sleep", "id", "ls", "true"):
+        (tree / "bin" / name).symlink_to("busybox")
+    archive = ordinary_user.home / "box.tar"
+    subprocess.run(["tar", "-C", str(tree), "-cf", str(archive), "."], check=True)
+    done = run("import", str(archive), "box")
+    assert done.returncode == 0, done.stderr
+    yield run
+    assert run("ps", "-aq").stdout == ""
+    assert str(root) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.fixture(scope="module")
+def packages(ordinary_user: OrdinaryUser) -> Path:
+    """Our code and what it needs, where that user may read it."""
+    import click
+
+    site = Path(click.__file__).parents[1]
+    copied = ordinary_user.home / "packages"
+    shutil.copytree(site, copied, ignore=shutil.ignore_patterns("__pycache__", "*.pth", "jupyterlab*", "matplotlib*", "pandas*", "numpy*"))
+    for name in ("sandbox", "magics", "kernelspec"):
+        shutil.copytree(Path(sandbox.__file__).parents[1] / name, copied / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copied
+
+
+def test_what_is_built_runs(say: Say, ordinary_user: OrdinaryUser) -> None:
+    context = ordinary_user.home / "context"
+    context.mkdir()
+    (context / "Dockerfile").write_text(FILE)
+    (context / "note").write_text("noted\n")
+    built = say("build", "-t", "made", str(context))
+    assert built.returncode == 0, built.stderr
+    assert say("run", "--rm", "made").stdout == "built\nnoted\n"
+
+
+def test_exec_runs_inside_as_its_root(say: Say) -> None:
+    assert say("run", "-d", "--name", "sleeper", "box", "sleep", "1000").returncode == 0
+    try:
+        done = say("exec", "sleeper", "sh", "-c", "id -u; ls /; cat /proc/1/comm")
+        assert done.stderr == ""
+        assert done.stdout.startswith("0\nbin\n")
+        assert "sandbox-init" in done.stdout
+        assert say("exec", "sleeper", "sh", "-c", "exit 7").returncode == 7
+    finally:
+        removed = say("rm", "-f", "sleeper")
+    assert removed.returncode == 0, removed.stderr
+
+
+def test_archives_come_back(say: Say, ordinary_user: OrdinaryUser) -> None:
+    archive = str(ordinary_user.home / "saved.tar")
+    assert say("save", "-o", archive, "box").returncode == 0
+    assert say("tag", "box", "kept").returncode == 0
+    assert "box:latest" in say("load", "-i", archive).stdout
+    assert say("run", "--rm", "box", "true").returncode == 0
+
+
+def test_a_layer_keeps_the_owners_that_an_ordinary_user_cannot_give(say: Say, ordinary_user: OrdinaryUser) -> None:
+    content = b"theirs\n"
+    taken = io.BytesIO()
+    with tarfile.open(fileobj=taken, mode="w") as tar:
+        for name, uid, gid in (("mine", 0, 0), ("theirs", 33, 34)):
+            member = tarfile.TarInfo(name)
+            member.size, member.uid, member.gid = len(content), uid, gid
+            member.pax_headers["SCHILY.xattr.user.sandbox.owner"] = "1:1"  # somebody's forgery
+            tar.addfile(member, io.BytesIO(content))
+    archive, left = ordinary_user.home / "owners.tar", ordinary_user.home / "left.tar"
+    archive.write_bytes(taken.getvalue())
+    assert say("import", str(archive), "owners").returncode == 0
+    assert say("save", "--format", "oci", "-o", str(left), "owners").returncode == 0
+    found = {}
+    with tarfile.open(left) as outer:
+        for entry in outer:
+            blob = outer.extractfile(entry)
+            if blob is not None and (data := blob.read())[257:262] == b"ustar":
+                with tarfile.open(fileobj=io.BytesIO(data)) as layer:
+                    found.update({each.name: (each.uid, each.gid) for each in layer})
+    assert (found["mine"], found["theirs"]) == ((0, 0), (33, 34))
+
+
+def test_a_limit_that_cannot_be_enforced_is_an_error_until_one_says_so(say: Say) -> None:
+    refused = say("run", "--rm", "-m", "64m", "box", "true")
+    assert (refused.returncode, "not writable by uid" in refused.stderr) == (125, True)
+    assert say("run", "--rm", "-m", "64m", "--allow-unenforced", "box", "true").returncode == 0
+
+
+def test_the_doctor_says_what_an_ordinary_user_has(say: Say) -> None:
+    done = say("doctor")
+    assert "✓ overlay in a user namespace" in done.stdout
+    assert "a single user id inside" in done.stdout
+    assert done.stderr == ""

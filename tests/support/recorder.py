@@ -1,0 +1,35 @@
+"""A front end that writes down what a session gives it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+
+class Recorder:
+    """`events`: what it was given, in order; `first` is set by the first output; `answers` are given to questions."""
+
+    def __init__(self, answers: tuple[str, ...] = ()) -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.first = threading.Event()
+        self._answers = list(answers)
+
+    def write(self, stream: str, data: bytes) -> None:
+        self.first.set()
+        if self.events and self.events[-1][0] == stream:
+            self.events[-1] = (stream, self.events[-1][1] + data.decode(errors="replace"))
+        else:
+            self.events.append((stream, data.decode(errors="replace")))
+
+    def display(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
+        self.events.append(("display", data))
+
+    show_result = display
+
+    def ask(self, prompt: str, password: bool) -> str | None:
+        self.events.append(("ask", (prompt, password)))
+        return self._answers.pop(0) if self._answers else None
+
+    def text(self, stream: str) -> str:
+        """All it was given of a stream."""
+        return "".join(text for name, text in self.events if name == stream)
