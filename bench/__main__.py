@@ -5,61 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
+from bench.harness import Samples, command, interleave, make_rootfs, show
 from sandbox.engine import Engine
 
-Samples = dict[str, list[float]]
 _TWELVE = "FROM localhost/bench\n" + "".join(f"RUN echo {n} > /f{n}\n" for n in range(1, 11)) + 'CMD ["true"]\n'
-
-
-def interleave(cases: Mapping[str, Callable[[], object]], runs: int) -> Samples:
-    """Milliseconds of each case; every round runs each once in random order, so that noise falls on all alike."""
-    samples: Samples = {name: [] for name in cases}
-    names = list(cases)
-    for number in range(-2, runs):
-        random.shuffle(names)
-        for name in names:
-            start = time.perf_counter()
-            cases[name]()
-            if number >= 0:
-                samples[name].append((time.perf_counter() - start) * 1e3)
-    return samples
-
-
-def show(title: str, samples: Samples, base: str) -> None:
-    """A markdown table; ratio: of medians, to `base`."""
-    print(f"\n### {title}\n\n| | n | min ms | median ms | max ms | ratio |\n|---|--:|--:|--:|--:|--:|")
-    for name, values in samples.items():
-        median = statistics.median(values)
-        ratio = median / statistics.median(samples[base])
-        print(f"| {name} | {len(values)} | {min(values):.1f} | {median:.1f} | {max(values):.1f} | {ratio:.2f} |")
-
-
-def command(*argv: str) -> Callable[[], object]:
-    """A whole process."""
-    return lambda: subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, cwd="/")
-
-
-def make_rootfs(directory: Path) -> Path:
-    """busybox as a root file system (Debian's busybox-static)."""
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        sys.exit("bench: needs busybox (Debian: busybox-static) and bubblewrap")
-    for name in ("bin", "proc", "dev", "sys", "tmp", "etc"):
-        (directory / name).mkdir(parents=True)
-    shutil.copy(busybox, directory / "bin/busybox")
-    for name in ("sh", "true", "sleep", "echo"):
-        (directory / "bin" / name).symlink_to("busybox")
-    return directory
 
 
 def bench_run(engine: Engine, rootfs: Path, runs: int) -> Samples:
