@@ -115,12 +115,12 @@ def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Seq
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _AWAITED)
     entry = _entry(plan["process"])
     pid = _start(entry, plan, supervisor, stdio)
-    link.send(supervisor, {"event": "started"})
-    for fd in stdio:
+    for fd in stdio:  # ours must not keep the program's pipes open
         os.close(fd)
-    null = os.open("/dev/null", os.O_RDWR)  # ours must not keep the program's pipes open
+    null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
+    link.send(supervisor, {"event": "started"})
     status = reap_until(pid, _AWAITED)
     say(supervisor, {"event": "ended", "status": status})
     return os.waitstatus_to_exitcode(status) & 0x7F
