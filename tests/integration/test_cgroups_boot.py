@@ -33,6 +33,7 @@ def test_limits_bite_on_a_host_with_cgroup_v2_only(tmp_path: Path) -> None:
 
 
 def test_failure_inside_the_machine_is_seen(tmp_path: Path) -> None:
-    status, console = virtual_machine.run_in_machine("cat /proc/self/cgroup\nexit 7\n", tmp_path, parameters="cgroup_no_v1=all", seconds=300)
+    script = "cat /proc/self/cgroup\nexit 7\n"
+    status, console = virtual_machine.run_in_machine(script, tmp_path, parameters="cgroup_no_v1=all", seconds=300)
     assert status == 7
     assert "0::/" in console
