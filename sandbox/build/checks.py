@@ -142,7 +142,7 @@ class _Walk:
         yield from self._names()
         for instruction in self._leading:
             yield from self._described("ARG", [name for name, _ in instruction.pairs], instruction)
-        for index, (origin, own) in enumerate(stages_of(self._file)):
+        for index, (origin, own) in enumerate(self._file.stages()):
             found = list(self._stage(origin, own))
             if stages is None or index in stages:
                 yield from found
@@ -168,7 +168,7 @@ class _Walk:
 
     def _names(self) -> Iterator[Finding]:
         seen: set[str] = set()
-        for origin, _ in stages_of(self._file):
+        for origin, _ in self._file.stages():
             if origin.name is None:
                 continue
             line, words = origin.span.first, origin.text.split()
@@ -305,17 +305,6 @@ def _before_from(dockerfile: Dockerfile) -> Iterator[ins.Instruction]:
         if isinstance(instruction, ins.From):
             return
         yield instruction
-
-
-def stages_of(dockerfile: Dockerfile) -> list[tuple[ins.From, list[ins.Instruction]]]:
-    """Each FROM with the instructions up to the next."""
-    parts: list[tuple[ins.From, list[ins.Instruction]]] = []
-    for instruction in dockerfile.instructions:
-        if isinstance(instruction, ins.From):
-            parts.append((instruction, []))
-        elif parts:
-            parts[-1][1].append(instruction)
-    return parts
 
 
 def _is_image(name: str) -> bool:

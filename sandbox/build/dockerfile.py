@@ -39,6 +39,16 @@ class Dockerfile:
     warnings: tuple[tuple[str, int], ...] = ()
     check: CheckOptions = field(default_factory=CheckOptions)
 
+    def stages(self) -> list[tuple[ins.From, list[ins.Instruction]]]:
+        """Each FROM with the instructions up to the next."""
+        parts: list[tuple[ins.From, list[ins.Instruction]]] = []
+        for instruction in self.instructions:
+            if isinstance(instruction, ins.From):
+                parts.append((instruction, []))
+            elif parts:
+                parts[-1][1].append(instruction)
+        return parts
+
 
 def parse(text: str, name: str = "Dockerfile") -> Dockerfile:
     """Parse and check a whole Dockerfile; raises DockerfileError with the line, a caret and what was expected."""

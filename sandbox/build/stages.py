@@ -105,7 +105,7 @@ class _Planner:
         self._source = dockerfile.source
         self._global_args = global_args
         self._find_image = find_image
-        self._parts = _split(dockerfile)
+        self._parts = dockerfile.stages()
         self._names = [origin.name for origin, _ in self._parts]
 
     def plan(self, target: str | None) -> tuple[Stage, ...]:
@@ -221,14 +221,3 @@ class _Planner:
             if origin.platform.lower() not in names:
                 message = f"FROM: --platform={origin.platform}: not supported on {here.os}/{here.architecture}"
                 raise self._source.error(message, origin.span, word="--platform")
-
-
-def _split(dockerfile: Dockerfile) -> list[tuple[ins.From, list[ins.Instruction]]]:
-    """Each FROM with the instructions up to the next."""
-    parts: list[tuple[ins.From, list[ins.Instruction]]] = []
-    for instruction in dockerfile.instructions:
-        if isinstance(instruction, ins.From):
-            parts.append((instruction, []))
-        elif parts:
-            parts[-1][1].append(instruction)
-    return parts

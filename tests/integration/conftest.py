@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.runtime.bundle.states import States
+from sandbox.runtime.container import Runtime
+from tests.support.building import GROUP, PASSWD, Workshop, fill_busybox
 from tests.support.bundles import Bundle, Oci, make_bundle
 
 
@@ -26,3 +28,13 @@ def oci(tmp_path: Path) -> Iterator[Oci]:
         command("delete", "--force", container_id)
     names = {States(command.root).group_name(name) for name in command.used}
     assert not [group for group in Path("/sys/fs/cgroup").glob("**/sandbox-oci/*") if group.name in names]
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Iterator[Workshop]:
+    """A builder with real containers, and busybox as base."""
+    runtime = Runtime(tmp_path / "store")
+    made = Workshop(tmp_path, runtime)
+    made.base("busybox", {"etc/passwd": PASSWD, "etc/group": GROUP}, fill=fill_busybox)
+    yield made
+    runtime.close()

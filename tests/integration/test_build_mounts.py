@@ -18,21 +18,11 @@ from sandbox.build.settings import Settings
 from sandbox.build.site import StepLimits
 from sandbox.build.sshagent import open_agents
 from sandbox.errors import DockerfileError, StepFailed
-from sandbox.runtime.container import Runtime
 from sandbox.runtime.spec import Limits
-from tests.support.building import GROUP, NOW, PASSWD, Workshop, fill_busybox
+from tests.support.building import NOW, PASSWD, Workshop, fill_busybox
 from tests.support.host import requires
 
 pytestmark = requires("root", "overlay", "userns", "tool:busybox")
-
-
-@pytest.fixture
-def workshop(tmp_path: Path) -> Iterator[Workshop]:
-    runtime = Runtime(tmp_path / "store")
-    made = Workshop(tmp_path, runtime)
-    made.base("busybox", {"etc/passwd": PASSWD, "etc/group": GROUP}, fill=fill_busybox)
-    yield made
-    runtime.close()
 
 
 def output(workshop: Workshop) -> str:

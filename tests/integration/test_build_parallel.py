@@ -6,15 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sandbox.build.builder import Builder, BuildEvent, BuildRequest, StepOutput
 from sandbox.errors import StepFailed
-from sandbox.runtime.container import Runtime
-from tests.support.building import GROUP, NOW, PASSWD, Workshop, fill_busybox
+from tests.support.building import NOW, Workshop
 from tests.support.host import requires
 
 # One worker: check_nothing_left looks at the machine's processes, and another test's sleepers are no leftovers of this one.
@@ -28,15 +26,6 @@ FROM busybox
 COPY --from=one /etc /1
 COPY --from=two /etc /2
 """
-
-
-@pytest.fixture
-def workshop(tmp_path: Path) -> Iterator[Workshop]:
-    runtime = Runtime(tmp_path / "store")
-    made = Workshop(tmp_path, runtime)
-    made.base("busybox", {"etc/passwd": PASSWD, "etc/group": GROUP}, fill=fill_busybox)
-    yield made
-    runtime.close()
 
 
 def check_nothing_left(workshop: Workshop) -> None:

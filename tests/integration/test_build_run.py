@@ -8,28 +8,18 @@ import stat
 import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from sandbox.build.builder import Builder, BuildEvent, BuildRequest, StepError, StepOutput
 from sandbox.errors import StepFailed
-from sandbox.runtime.container import Runtime
 from sandbox.runtime.spec import Completed
-from tests.support.building import GROUP, NOW, PASSWD, Workshop, fill_busybox
+from tests.support.building import NOW, Workshop
 from tests.support.host import requires
 
 pytestmark = requires("root", "overlay", "userns", "tool:busybox")
-
-
-@pytest.fixture
-def workshop(tmp_path: Path) -> Iterator[Workshop]:
-    runtime = Runtime(tmp_path / "store")
-    made = Workshop(tmp_path, runtime)
-    made.base("busybox", {"etc/passwd": PASSWD, "etc/group": GROUP}, fill=fill_busybox)
-    yield made
-    runtime.close()
 
 
 def output(workshop: Workshop, stream: str = "stdout") -> str:

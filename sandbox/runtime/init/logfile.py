@@ -1,22 +1,14 @@
-"""Append-only files of JSON lines: a container's log in docker's json-file format, with rotation, and the engine's events."""
+"""Append-only files of JSON lines: a container's log in docker's json-file format, with rotation."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import time
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
 _LONGEST_LINE = 16384  # docker splits longer lines into several entries
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_MOST_EVENTS = 1 << 20
-"""Bytes of the events file; beyond it the file becomes the one old generation."""
 
 
 class Log:
@@ -99,22 +91,6 @@ class Log:
 def _stamp(nanoseconds: int) -> str:
     """docker's time: RFC 3339 with nanoseconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(nanoseconds // 10**9)) + f".{nanoseconds % 10**9:09d}Z"
-
-
-def append_event(path: str, kind: str, action: str, actor: str, attributes: Mapping[str, Any]) -> None:
-    """Add one of docker's events. Writers take turns by flock; a file that is full becomes PATH.1. A full disk loses the event."""
-    now = time.time_ns()
-    row = {"Type": kind, "Action": action, "Actor": {"ID": actor, "Attributes": dict(attributes)}, "scope": "local"}
-    data = json.dumps({**row, "time": now // 10**9, "timeNano": now}).encode() + b"\n"
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        size = os.fstat(fd).st_size
-        if size > _MOST_EVENTS and os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(fd)):
-            os.rename(path, path + ".1")
-        _write_whole(fd, data, size)
-    finally:
-        os.close(fd)
 
 
 def _write_whole(fd: int, data: bytes, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The supervisor's pumps: the program's output to the log and to whoever is attached, their keys to the program; never blocking.
+"""The supervisor's pumps: the program's output to the log and to whoever is attached; never blocking.
 
 A slow reader slows the program, as a terminal does. One that is gone is dropped; the program and its log go on.
 """
@@ -69,10 +69,6 @@ class Pump:
         self._pass_on(data)
         self.open = bool(data)
 
-    def drop(self, fd: int) -> None:
-        """A reader leaves."""
-        self.sinks = [sink for sink in self.sinks if sink.fd != fd]
-
     def drain(self, wait_writable: Callable[[int], bool]) -> None:
         """Everything that is left, after the last writer ended; gives up on a reader that `wait_writable` calls stuck."""
         os.set_blocking(self.source, False)
@@ -108,44 +104,3 @@ class Pump:
             data = b""
         self._pass_on(data)
         return bool(data)
-
-
-class Feed:
-    """Bytes for the program: read from whoever types, one piece at a time, as the program takes them."""
-
-    def __init__(self, target: int, *, terminal: bool) -> None:
-        self.target, self._terminal = target, terminal
-        os.set_blocking(target, False)
-        self.sources: list[int] = []
-        self._pending = b""
-
-    def interests(self) -> Iterator[Interest]:
-        """The next keys, once the last were taken."""
-        if self._pending:
-            yield self.target, select.POLLOUT, self._write
-            return
-        for source in self.sources:
-            yield source, select.POLLIN, lambda source=source: self._read(source)  # type: ignore[misc]
-
-    def _read(self, source: int) -> None:
-        try:
-            data = os.read(source, _ATOMIC)
-        except OSError:  # a hang-up
-            data = b""
-        if not data:
-            self.sources.remove(source)
-        if self._terminal:
-            data = data or b"\x04"  # end of file, as a terminal says it
-        elif not data and not self.sources:
-            os.close(self.target)
-            return
-        self._pending += data
-        self._write()
-
-    def _write(self) -> None:
-        try:
-            self._pending = self._pending[os.write(self.target, self._pending) :]
-        except BlockingIOError:
-            return
-        except OSError:  # nobody reads any more
-            self._pending = b""
