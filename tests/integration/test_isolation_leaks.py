@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -53,6 +55,50 @@ def canary(tmp_path: Path) -> Iterator[Path]:
     path.write_text("alive")
     yield path
     assert path.read_text() == "alive"
+
+
+# Mounts that spread ---------------------------------------------------------------------------------------------------
+
+MOUNT_INSIDE = "mount -t tmpfs inside /data/below && touch /data/below/made; ls /data/below; echo end; exec sleep 100"
+
+
+@pytest.fixture
+def shared_directory(tmp_path: Path) -> Iterator[Path]:
+    """A host directory on a mount that tells its peers of new mounts below it, as / does on hosts with systemd."""
+    place = tmp_path / "shared"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "shared", place], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", place], check=True)
+        (place / "below").mkdir()
+        yield place
+    finally:
+        subprocess.run(["umount", "--recursive", place], check=True)
+
+
+@pytest.mark.parametrize("userns", ["private", "host"])
+def test_mount_inside_a_volume_stays_inside(engine: Engine, shared_directory: Path, userns: Literal["private", "host"]) -> None:
+    volume = (f"{shared_directory}:/data",)
+    options = RunOptions(userns=userns, volume=volume, cap_add=("SYS_ADMIN",), security_opt=UNCONFINED)
+    container = engine.start("busybox", ["sh", "-c", MOUNT_INSIDE], options=options)
+    try:
+        said = list(itertools.takewhile(lambda line: line != b"end\n", (line.data for line in container.logs(follow=True))))
+        assert said == [b"made\n"]  # it did mount, and is still there while the host is looked at
+        assert not os.path.ismount(shared_directory / "below")
+    finally:
+        container.remove(force=True)
+
+
+def test_mount_below_a_shared_bind_spreads(shared_directory: Path, tmp_path: Path) -> None:
+    """The twin: without an end to the propagation the host sees it."""
+    other = tmp_path / "bind"
+    other.mkdir()
+    subprocess.run(["mount", "--bind", shared_directory, other], check=True)
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "inside", other / "below"], check=True)
+        assert os.path.ismount(shared_directory / "below")
+    finally:
+        subprocess.run(["umount", "--recursive", other], check=True)
 
 
 # Descriptors, environment, mounts ------------------------------------------------------------------------------------
