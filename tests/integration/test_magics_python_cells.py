@@ -12,7 +12,7 @@ from jupyter_client.manager import KernelManager
 
 from sandbox.engine import Engine
 from tests.support.host import requires
-from tests.support.kernel import Kernel
+from tests.support.kernel import Kernel, printed
 from tests.support.leftovers import nothing_left
 
 pytestmark = [
@@ -130,7 +130,7 @@ def test_docker_words_mean_this_engine(kernel: Kernel) -> None:
 def test_what_verbs_let_programs_print_stands_in_the_cell(kernel: Kernel) -> None:
     program = "import os; [os.write(1, bytes([byte])) for byte in 'né'.encode()]; os.write(2, b'told')"
     outputs = kernel.run(f'%container run --rm {PY} python -c "{program}"')
-    assert [(each["name"], each["text"]) for each in outputs if each["type"] == "stream"] == [("stdout", "né"), ("stderr", "told")]
+    assert printed(outputs) == [("stdout", "né"), ("stderr", "told")]
     kernel.run(f"%container run -d --name talker {PY} sh -c 'echo out; echo err >&2'\n%container wait talker")
     assert kernel.text("%container logs talker") == "out\n"
     kernel.run("%container rm talker")

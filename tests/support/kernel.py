@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,9 @@ class Kernel:
     def errors(self, code: str) -> list[str]:
         """The errors of one cell, as text."""
         return ["\n".join(each["traceback"]) for each in self.run(code) if each["type"] == "error"]
+
+
+def printed(outputs: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(stream, text) as a front end shows it: neighbours of one stream are one text, however the kernel's flushes cut it."""
+    pieces = [(each["name"], each["text"]) for each in outputs if each["type"] == "stream"]
+    return [(name, "".join(text for _, text in run)) for name, run in itertools.groupby(pieces, key=lambda piece: piece[0])]
