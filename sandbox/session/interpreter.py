@@ -241,13 +241,25 @@ class Interpreter:
 
     def _interrupt(self, front: Front, keep: bool) -> None:
         """KeyboardInterrupt inside; whoever does not end by that is ended."""
+        sent = False
         for _ in range(_INTERRUPTS):  # os.system ignores the first while its child takes it
             if self._is_over() or self._running.ended:
                 break
             self._stop()
+            sent = True
             self._running.serve(front.write, self._is_over, timeout=_PATIENCE[0])
-        if self._done is None or not keep:
+        if self._done is None or not keep or (sent and self._runner.signalled and not self._is_quiet(front)):
             self._end(front)
+
+    def _is_quiet(self, front: Front) -> bool:
+        """Have a runner that is signalled take what signals are still on their way: the next cell must not get them. Whether it answers."""
+        self._reply = None
+        for _ in range(_INTERRUPTS):  # a shell loses a line that a signal cuts
+            self._channel.send({"op": "settle"})
+            self._running.serve(front.write, lambda: self._reply is not None or bool(self._channel.broken), timeout=1.0)
+            if self._reply is not None or not self.alive:
+                break
+        return self._reply is not None
 
     def _stop(self) -> None:
         """SIGINT to the runner and what its cell has started."""

@@ -36,6 +36,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "complete": ("first", "code"),
     "inspect": ("detail", "code"),
     "parse": ("first", "code"),
+    "settle": ("first", "code"),
 }
 """What of a message a line carries; the last is text."""
 

@@ -15,6 +15,8 @@ import pytest
 from sandbox.engine import Engine
 from sandbox.errors import InvalidInput
 from sandbox.options import RunOptions
+from sandbox.session import interpreter
+from sandbox.session.channel import Channel
 from sandbox.session.interpreter import CellCode, CellOutcome
 from sandbox.session.runners import runner_for
 from sandbox.session.session import Session
@@ -202,7 +204,11 @@ def test_nodes_errors_have_the_cells_own_lines(open_session: Open) -> None:
     assert run(session, "throw 5")[0].error == ("Uncaught", "5")
 
 
-@pytest.mark.parametrize("code", ["console.log('on'); for(;;);", "console.log('on'); await new Promise(() => {})"])
+AWAITS = "await new Promise(setImmediate); console.log('on'); await new Promise(() => {})"
+"""Prints from the event loop: node dies of a signal in the instant in which it changes handlers, at the end of a script."""
+
+
+@pytest.mark.parametrize("code", ["console.log('on'); for(;;);", AWAITS])
 def test_interrupt_ends_a_node_cell_and_keeps_variables(open_session: Open, code: str) -> None:
     session = open_session("node")
     run(session, "let kept = 1")
@@ -210,6 +216,20 @@ def test_interrupt_ends_a_node_cell_and_keeps_variables(open_session: Open, code
     front = Recorder()
     session.run(CellCode("kept"), front)
     assert front.events == [("display", {"text/plain": "1"})]
+
+
+@pytest.mark.parametrize(("program", "code"), [("bash", "echo on; sleep 9"), ("sh", "echo on; sleep 9"), ("node", AWAITS)])
+def test_signals_on_their_way_are_taken_before_the_next_cell(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch, program: str, code: str
+) -> None:
+    session, sent, replies = open_session(program), [], []
+    send, take = Channel.send, interpreter._TAKE["reply"]
+    monkeypatch.setattr(Channel, "send", lambda self, message, *rest: (sent.append(message["op"]), send(self, message, *rest)))
+    monkeypatch.setitem(interpreter._TAKE, "reply", lambda self, message, buffers: (replies.append(message), take(self, message, buffers)))
+    interrupted(session, code)
+    assert (sent, len(replies)) == (["run", "settle"], 1)
+    run(session, "")
+    assert sent == ["run", "settle", "run"]
 
 
 def test_nodes_streams_are_in_order_and_displays_too(open_session: Open) -> None:

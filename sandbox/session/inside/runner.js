@@ -14,6 +14,7 @@ const { createRequire } = require('module');
 const channel = Number(process.argv[2]);
 const HEAD = 12;
 const NEAR = 200; // lines of a function's source that are shown
+const SETTLE_MS = 20; // what V8's watchdog of signals gets to tell of one
 const MIMES = { _toHtml: 'text/html', _toSvg: 'image/svg+xml', _toPng: 'image/png', _toJpeg: 'image/jpeg', _toMarkdown: 'text/markdown', _toLatex: 'text/latex' };
 const RAW = /^(image\/(png|jpeg|gif)|application\/pdf)$/;
 
@@ -265,6 +266,22 @@ function parse({ code }) {
 
 // Serving
 
+/** What is left of signals that came late must not reach the next cell: those in the event loop (it sees in one round what a signal
+ * wrote in the one before), and those that breakOnSigint counts and keeps for the next script when they came at the last one's end. */
+async function settle() {
+  for (let round = 0; round < 2; round++) await new Promise(setImmediate);
+  const nothing = new Int32Array(new SharedArrayBuffer(4));
+  globalThis.__sandbox_wait = () => Atomics.wait(nothing, 0, 0, SETTLE_MS);
+  for (let quiet = false; !quiet; ) {
+    try {
+      quiet = Boolean(vm.runInThisContext('__sandbox_wait()', { breakOnSigint: true }));
+    } catch (err) {
+      quiet = err.code !== 'ERR_SCRIPT_EXECUTION_INTERRUPTED';
+    }
+  }
+  delete globalThis.__sandbox_wait;
+}
+
 const OPERATIONS = {
   run: async (request) => {
     const reply = await run(request);
@@ -274,6 +291,10 @@ const OPERATIONS = {
   complete: (request) => send({ op: 'reply', ...complete(request) }),
   inspect: (request) => send({ op: 'reply', ...inspect(request) }),
   parse: (request) => send({ op: 'reply', ...parse(request) }),
+  settle: async () => {
+    await settle();
+    send({ op: 'reply' });
+  },
 };
 
 function serve() {

@@ -163,6 +163,7 @@ while :; do
     printf -v __sandbox_code '%b' "$__sandbox_code"
     case $__sandbox_op in
         complete | inspect | parse) "__sandbox_$__sandbox_op" "$__sandbox_code"; continue ;;
+        settle) __sandbox_reply '"op":"reply"' ''; continue ;; # signals on their way came before this line
         run) ;;
         *) continue ;;
     esac

@@ -174,6 +174,7 @@ while :; do
     __sandbox_code=${__sandbox_code%.}
     case $__sandbox_op in
         complete | inspect | parse) "__sandbox_$__sandbox_op" "$__sandbox_code"; continue ;;
+        settle) __sandbox_reply '"op":"reply"' ''; continue ;; # signals on their way came before this line
         run) ;;
         *) continue ;;
     esac
