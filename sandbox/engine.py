@@ -350,12 +350,13 @@ class Engine:
 
         `mounts`: more of them, beside those of the options.
         """
-        record = self._transfers.wanted(image, options.pull, lambda: self._creator.create(image, argv, options, mounts))
-        try:
-            return self._starter.attach(record, streams)
-        except BaseException:
-            self._starter.remove(record)
-            raise
+        with self._runtime.reserve() as supervisor:
+            record = self._transfers.wanted(image, options.pull, lambda: self._creator.create(image, argv, options, mounts))
+            try:
+                return self._starter.attach(record, streams, supervisor)
+            except BaseException:
+                self._starter.remove(record)
+                raise
 
     def interpreter(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -24,10 +25,10 @@ class Starter:
         self._records = records
         self._runtime = runtime
 
-    def attach(self, record: Record, streams: Streams) -> Running:
-        """Start a container that was just made, attached to `streams`."""
+    def attach(self, record: Record, streams: Streams, supervisor: socket.socket | None = None) -> Running:
+        """Start a container that was just made, attached to `streams`; by a reserved supervisor if there is one."""
         log = None if record.auto_remove else str(self._records.directory(record.id) / "log.json")
-        return self._runtime.start(record.spec, self._handling(record, log=log, detach=False), streams)
+        return self._runtime.start(record.spec, self._handling(record, log=log, detach=False), streams, supervisor=supervisor)
 
     def prepare(self, record: Record) -> None:
         """WrongState when it runs; a work directory of overlayfs that was mounted `volatile` cannot be used twice."""

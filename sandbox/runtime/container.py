@@ -8,8 +8,8 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Self  # Any: plans and reports are JSON
@@ -19,7 +19,7 @@ from sandbox.runtime import cgroups
 from sandbox.runtime.init import files, link
 from sandbox.runtime.plan import Handling, Site, capabilities, make_plan, process_plan
 from sandbox.runtime.security import seccomp
-from sandbox.runtime.spawner import Spawner
+from sandbox.runtime.spawner import Spawner, hand_over
 from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Process, Usage, Why
 
 Stream = Literal["stdout", "stderr"]
@@ -72,13 +72,25 @@ class Runtime:
         with self.start(spec, Handling(), Streams(stdin=stdin)) as running:
             return running.wait(on_output)
 
-    def start(self, spec: ContainerSpec, handling: Handling, streams: Streams = Streams()) -> Running:
-        """Start `spec`; raises SetupFailed or Unsupported. With `handling.detach` the result only knows the pid."""
+    @contextmanager
+    def reserve(self) -> Iterator[socket.socket]:
+        """A supervisor for a container that is still being made: it comes up meanwhile. For `start`; unused it ends with the block."""
+        with self._spawner.reserve("run") as supervisor:
+            yield supervisor
+
+    def start(
+        self, spec: ContainerSpec, handling: Handling, streams: Streams = Streams(), *, supervisor: socket.socket | None = None
+    ) -> Running:
+        """Start `spec`, by the reserved `supervisor` if there is one; raises SetupFailed or Unsupported. With `handling.detach` the
+        result only knows the pid."""
+        if supervisor is None:
+            with self.reserve() as reserved:
+                return self.start(spec, handling, streams, supervisor=reserved)
         record = self.record(spec.id)
         record.mkdir(parents=True, exist_ok=True)
         _make_devices(spec, record)
         plan = {**make_plan(spec, self._site(spec, record), handling), "window": streams.window}
-        return self._spawn("run", plan, streams, spec.limits, spec.timeout)
+        return _hand_over(supervisor, plan, streams, spec.limits, spec.timeout)
 
     def exec(
         self, container: ContainerSpec, pid: int, process: Process, streams: Streams = Streams(), *, handling: Handling = Handling()
@@ -101,7 +113,8 @@ class Runtime:
             "timeout": None,
             "cgroup": None,
         }
-        return self._spawn("exec", plan, streams, Limits(), None)
+        with self._spawner.reserve("exec") as supervisor:
+            return _hand_over(supervisor, plan, streams, Limits(), None)
 
     def record(self, container_id: str) -> Path:
         """The directory of a container."""
@@ -136,15 +149,17 @@ class Runtime:
         profile = self._filters.default_profile if spec.seccomp == "default" else spec.seccomp.encode()
         return self._filters.filter_for(profile, _capabilities(spec))
 
-    def _spawn(self, job: str, plan: Mapping[str, Any], streams: Streams, limits: Limits, timeout: float | None) -> Running:
-        with ExitStack() as opened:
-            wiring = _Wiring(streams, opened)
-            client = opened.enter_context(self._spawner.spawn(job, plan, wiring.theirs))
-            wiring.close_theirs()
-            running = Running(client, wiring, limits, timeout)
-            running._wait_started()
-            opened.pop_all()
-        return running
+
+def _hand_over(supervisor: socket.socket, plan: Mapping[str, Any], streams: Streams, limits: Limits, timeout: float | None) -> Running:
+    """Have a supervisor start what is planned; the connection is the result's own from now on."""
+    with ExitStack() as opened:
+        wiring = _Wiring(streams, opened)
+        hand_over(supervisor, plan, wiring.theirs)
+        wiring.close_theirs()
+        running = Running(opened.enter_context(socket.socket(fileno=supervisor.detach())), wiring, limits, timeout)
+        running._wait_started()
+        opened.pop_all()
+    return running
 
 
 class _Wiring:

@@ -1,4 +1,4 @@
-"""The engine's end of the spawner: starts the helper on first use, hands it plans and file descriptors.
+"""The engine's end of the spawner: starts the helper on first use, has it fork supervisors, hands them plans and file descriptors.
 
 See sandbox.runtime.init.serve for the other end. Thread-safe; a helper that died is started anew.
 """
@@ -23,6 +23,17 @@ _PACKAGES = str(Path(__file__).resolve().parents[2])
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.runtime.init.serve import main; main(*(int(fd) for fd in sys.argv[2:]))"
 
 
+def hand_over(supervisor: socket.socket, plan: Mapping[str, Any], stdio: Sequence[int]) -> None:
+    """Give a reserved supervisor its plan and the program's stdin, stdout, stderr; SetupFailed when it is gone."""
+    memory = link.write_plan(plan)
+    try:
+        link.send(supervisor, {}, [memory, *stdio])
+    except (BrokenPipeError, ConnectionResetError) as err:
+        raise SetupFailed("supervisor: ended before the container started") from err
+    finally:
+        os.close(memory)
+
+
 class Spawner:
     """A handle on the helper process; `close` ends it, the containers it started live on."""
 
@@ -42,17 +53,15 @@ class Spawner:
         with self._lock:
             self._connect()
 
-    def spawn(self, job: str, plan: Mapping[str, Any], stdio: Sequence[int]) -> socket.socket:
-        """Hand over a plan and the program's stdin, stdout, stderr; the connection to its supervisor."""
+    def reserve(self, job: str) -> socket.socket:
+        """Have a supervisor forked for this job; the connection to it. It waits for `hand_over`, and ends when the connection is closed."""
         ours, theirs = link.pair()
-        memory = link.write_plan(plan)
         try:
-            self._send({"job": job}, [memory, theirs.fileno(), *stdio])
+            self._send({"job": job}, [theirs.fileno()])
         except BaseException:
             ours.close()
             raise
         finally:
-            os.close(memory)
             theirs.close()
         return ours
 

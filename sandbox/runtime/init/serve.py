@@ -15,7 +15,7 @@ from sandbox.runtime.init import join, link, supervisor, title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 JOBS: dict[str, Callable[..., None]] = {"run": supervisor.run, "exec": join.run}
 
@@ -37,18 +37,19 @@ def main(fd: int, interpreter: int = -1) -> None:
             return
         if os.fork() == 0:
             engine.close()
-            _serve(request["job"], fds, shown)
+            _serve(request["job"], socket.socket(fileno=fds[0]), shown)
         for received in fds:
             os.close(received)
 
 
-def _serve(job: str, fds: Sequence[int], shown: title.Title) -> None:
-    """In the fork: become the supervisor of one request; never returns."""
+def _serve(job: str, client: socket.socket, shown: title.Title) -> None:
+    """In the fork: become a supervisor as soon as the client says of what; never returns."""
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        plan, client, *stdio = fds
         shown.set("sandbox-supervisor")
-        JOBS[job](link.read_plan(plan), socket.socket(fileno=client), stdio, shown)
+        message, fds = link.receive(client)
+        if message is not None:
+            JOBS[job](link.read_plan(fds[0]), client, fds[1:], shown)
     finally:
         os._exit(0)

@@ -59,7 +59,10 @@ class Container:
         self.log: logfile.Log | None = None
         self.terminal = -1
         self.meter: tuple[int, int] | None = None
+        self.reported: int | None = None
+        self.account: dict[str, Any] = {}
         self.written = _MUCH
+        self.grave = ""
 
     # set up ---------------------------------------------------------------------------------------------------------
 
@@ -175,6 +178,8 @@ class Container:
     def _register(self, poll: select.poll) -> dict[int, Any]:
         """What to wait for now; the table says whose each descriptor is."""
         watched: dict[int, Any] = {self.pidfd: "init"}
+        if self.reported is None:
+            watched[self.link.fileno()] = "link"
         if self.client is not None:
             watched[self.client.fileno()] = "client"
         if self.meter is not None:
@@ -194,7 +199,9 @@ class Container:
         """One ready descriptor; True when init has ended."""
         if who == "init":
             return True
-        if who == "client":
+        if who == "link":
+            self._serve_link()
+        elif who == "client":
             self._serve_client()
         elif who == "keyboard":
             self._serve_keyboard()
@@ -205,6 +212,13 @@ class Container:
             who()
             self._limit_output()
         return False
+
+    def _serve_link(self) -> None:
+        """Init says how its program ended, or its end is closed. What can be settled is, while Linux takes init apart."""
+        message, _ = link.receive(self.link)
+        self.reported = -1 if message is None else int(message["status"])  # -1: nothing
+        if message is not None:
+            self._settle()
 
     def _serve_client(self) -> None:
         assert self.client is not None
@@ -267,33 +281,39 @@ class Container:
 
     def finish(self) -> dict[str, Any]:
         """After init: the last output, what was used, why it ended."""
-        wall = time.time() - self.started
+        self._settle()
         self._stop_meter()
-        moved, self.written = _io_of(self.pid)
         self.status = self._read_status()
         for pump in self.pumps:
             pump.drain(_wait_writable)
         if self.log:
             self.log.close()
-        used = cgroup.read(dict(self.plan["cgroup"]["report"])) if self.plan["cgroup"] else {}
-        used = {**moved, **{name: value for name, value in used.items() if value is not None}}
         limits = {name: self.plan.get(name) for name in ("storage_size", "output_limit")}
         return {
-            "event": "exited", "wait_status": self.status, "ending": self.ending,
-            "started": self.started, "wall": wall, "used": used, **limits,
+            "event": "exited", "wait_status": self.status, "ending": self.ending, "started": self.started, **self.account, **limits,
         }  # fmt: skip
+
+    def _settle(self) -> None:
+        """Once the program has ended: what was used, before init is reaped; and nobody finds a container any more that is to be removed."""
+        if self.account:
+            return
+        wall = time.time() - self.started
+        moved, self.written = _io_of(self.pid)
+        used = cgroup.read(dict(self.plan["cgroup"]["report"])) if self.plan["cgroup"] else {}
+        self.account = {"wall": wall, "used": {**moved, **{name: value for name, value in used.items() if value is not None}}}
+        if self.plan.get("remove"):
+            self.grave = bury_container(self.plan)
 
     def _read_status(self) -> int:
         """The program's wait status as init reported it, else init's own (it was killed)."""
         _, own = os.waitpid(self.pid, 0)
-        self.link.setblocking(False)
-        try:
-            while (message := link.receive(self.link)[0]) is not None:
-                if message["event"] == "ended":
-                    return int(message["status"])
-        except BlockingIOError:
-            pass  # nothing said
-        return own
+        if self.reported is None:
+            self.link.setblocking(False)
+            try:
+                self._serve_link()
+            except BlockingIOError:
+                pass  # nothing said
+        return own if self.reported in (None, -1) else self.reported
 
     def clean_up(self) -> None:
         """Kill what is left, remove the cgroups and the stubs. Safe to call at any point of the set-up."""
@@ -301,7 +321,8 @@ class Container:
             self._kill_init()
         if self.plan["cgroup"]:
             cgroup.remove(self.plan["cgroup"]["groups"])
-        if self.stubs:
+        is_buried = self.grave and self.plan["upper"].startswith(self.plan["directory"] + "/")
+        if self.stubs and not is_buried:
             files.remove_stubs(self.plan["upper"], self.stubs)
 
     def close(self) -> None:
@@ -335,7 +356,7 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
         container = again.next(container)
         result = _run_once(container)
     facts = {"restarts": again.count, "stopped": again.stopped} if again else {}
-    grave = bury_container(plan) if plan["remove"] else ""
+    grave = container.grave or (bury_container(plan) if plan["remove"] else "")
     if not plan["remove"]:
         _record(plan, {**result, **facts, "status": "exited"})
     if grave and container.written >= _MUCH:  # whoever sees the end may need the space
