@@ -5,10 +5,10 @@ The public names, each imported when first used, so that `import sandbox` costs 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
-
+TYPE_CHECKING = False  # `typing` and `importlib` are not imported here: the spawner, whose every page is forked, begins with this file
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from sandbox.build.events import BuildDone as BuildDone
     from sandbox.build.events import BuildEvent as BuildEvent
     from sandbox.build.events import BuildStarted as BuildStarted
@@ -53,6 +53,10 @@ if TYPE_CHECKING:
     from sandbox.options import RunOptions as RunOptions
     from sandbox.runtime.spec import Completed as Completed
     from sandbox.runtime.spec import Usage as Usage
+
+    class _Shell(Protocol):
+        """IPython's InteractiveShell, which `sandbox` itself knows nothing about."""
+
 
 _HOMES = {
     "sandbox.engine": ("Container", "Engine", "ImageSummary", "LogLine", "ProcessRow", "PruneReport", "Stats"),
@@ -101,16 +105,18 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME)  # noqa: PLE0605  # made from the table above
 
 
-class _Shell(Protocol):
-    """IPython's InteractiveShell, which `sandbox` itself knows nothing about."""
-
-
 def __getattr__(name: str) -> Any:  # Any: whatever the public name is; type checkers read the block above
     if name not in _HOME:
         raise AttributeError(f"module 'sandbox' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    value = getattr(_module(_HOME[name]), name)
     globals()[name] = value
     return value
+
+
+def _module(name: str) -> Any:
+    from importlib import import_module
+
+    return import_module(name)
 
 
 def __dir__() -> list[str]:
@@ -119,9 +125,9 @@ def __dir__() -> list[str]:
 
 def load_ipython_extension(shell: _Shell) -> None:
     """Called by IPython for `%load_ext sandbox`: brings %%dockerfile, %%container, %%sandbox and %container."""
-    import_module("magics").load_ipython_extension(shell)
+    _module("magics").load_ipython_extension(shell)
 
 
 def unload_ipython_extension(shell: _Shell) -> None:
     """Called by IPython for `%unload_ext sandbox`."""
-    import_module("magics").unload_ipython_extension(shell)
+    _module("magics").unload_ipython_extension(shell)

@@ -23,6 +23,7 @@ class Joined(supervisor.Container):
         """Until the program runs inside; supervisor.Refused when it does not."""
         target = os.pidfd_open(self.plan["pid"])
         joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in self.plan["joins"]]
+        pid1.load_entry(self.plan["process"])
         self.link, inner = link.pair()
         self.pid = s.clone(0, self.plan["into"])
         if self.pid == 0:

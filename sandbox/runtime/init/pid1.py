@@ -16,13 +16,15 @@ import struct
 import sys
 import termios
 
-from sandbox.runtime.init import link, pack, program, steps, unpack
+from sandbox.runtime.init import link, program, steps
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
+
+    from sandbox.runtime.init import pack, unpack
 
 _NOT_FORWARDED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, 32, 33}
 _FORWARDED = frozenset(int(number) for number in signal.valid_signals() if number not in _NOT_FORWARDED)
@@ -126,11 +128,26 @@ def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Seq
     return os.waitstatus_to_exitcode(status) & 0x7F
 
 
+def load_entry(process: Mapping[str, Any]) -> None:
+    """Import what some programs need, before the clone: afterwards there are no imports (`forget_imports`). Not when the spawner
+    starts: tarfile and what it imports double the pages that every fork copies."""
+    if process["unpack"]:
+        import sandbox.runtime.init.unpack
+    elif process.get("pack"):
+        import sandbox.runtime.init.pack  # noqa: F401
+
+
 def _entry(process: Mapping[str, Any]) -> program.Program | unpack.Unpacker | pack.Packer:
     """What is started: the program, or one of ours in its place."""
     if process["unpack"]:
+        from sandbox.runtime.init import unpack  # loaded already: `load_entry`
+
         return unpack.Unpacker(process["unpack"])
-    return pack.Packer(process["pack"]) if process.get("pack") else program.Program(process)
+    if process.get("pack"):
+        from sandbox.runtime.init import pack
+
+        return pack.Packer(process["pack"])
+    return program.Program(process)
 
 
 def _start(

@@ -163,9 +163,9 @@ def attach(setup: Setup, name: str, target: str) -> None:
 
 
 def _make_target(setup: Setup, target: str, *, is_directory: bool) -> None:
-    real = os.path.realpath(target)
-    if os.path.exists(real):
+    if os.path.exists(target):
         return
+    real = os.path.realpath(target)
     missing = []
     parent = os.path.dirname(real)
     while not os.path.isdir(parent):

@@ -72,6 +72,7 @@ class Container:
         if group:
             _make_groups(group)
         joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in group["joins"] if path != group["slow_join"]] if group else []
+        pid1.load_entry(self.plan["process"])
         self.link, inner = link.pair()
         inside, self.pumps = self._wire_output()
         try:
