@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import posixpath
 import select
@@ -15,31 +14,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json and inspect
 
-from sandbox import trees
+from sandbox import logs, trees
 from sandbox.errors import WrongState
 from sandbox.image.store import Image
 from sandbox.image.tree import Tree
+from sandbox.logs import LogLine
 from sandbox.records import ALIVE, Record, State, Status
 from sandbox.runtime.cgroups import Cgroup, Plan
 from sandbox.runtime.container import OnOutput, Running, Streams, completed
 from sandbox.runtime.init import cgroup, control
 from sandbox.runtime.plan import Handling
-from sandbox.runtime.spec import Completed, Limits, Pack, Process
+from sandbox.runtime.spec import Completed, Health, Limits, Pack, Process
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
 
 _KILL = signal.SIGKILL
-_FIRST = datetime.fromtimestamp(0, UTC)
-
-
-@dataclass(frozen=True)
-class LogLine:
-    """One entry of a container's log; `data` ends with a line feed unless the program left it out."""
-
-    stream: Literal["stdout", "stderr"]
-    time: datetime
-    data: bytes
 
 
 @dataclass(frozen=True)
@@ -121,11 +111,18 @@ class Container:
         facts = {**state.facts, "event": "lost"} if state.lost else state.facts
         return completed(facts, self._record.spec.limits, self._record.spec.timeout)
 
+    @property
+    def health(self) -> Literal["none", "starting", "healthy", "unhealthy"]:
+        """What its health check said last; `none` without one."""
+        facts = self._state.facts.get("health")
+        return facts["status"] if facts else "none"
+
     def describe_status(self, now: datetime) -> str:
         """docker's words: `Up 5 minutes`, `Exited (1) 3 seconds ago`, `Created`."""
         status = self.status
         if status in ("running", "paused"):
-            return f"Up {_ago(now - (self.started or now))}{' (Paused)' if status == 'paused' else ''}"
+            health = {"none": "", "starting": " (health: starting)"}.get(self.health, f" ({self.health})")
+            return f"Up {_ago(now - (self.started or now))}{' (Paused)' if status == 'paused' else health}"
         if status == "restarting":
             return f"Restarting {_ago(now - (self.finished or now))} ago"
         done = self.completed
@@ -300,20 +297,17 @@ class Container:
         return self._engine._runtime.exec(self._record.spec, pid, process, streams, handling=handling)
 
     def logs(self, *, follow: bool = False, tail: int | None = None, since: datetime | None = None) -> Iterator[LogLine]:
-        """What it printed; with `follow` also what it prints until it ends."""
-        path = self._directory / "log.json"
-        if not path.exists():
-            return
-        with path.open("rb") as log:
-            lines = list(_read_log(log))
-            lines = lines[len(lines) - min(tail, len(lines)) :] if tail is not None else lines
-            yield from (line for line in lines if line.time >= (since or _FIRST))
-            while follow and self.status in ALIVE:
-                # 0.1 s bounds how late a line comes; the end of the container is an event.
-                self._wait_ended(0.1)
-                yield from _read_log(log)
-            if follow:
-                yield from _read_log(log)
+        """What it printed; with `follow` also what it prints until it ends. WrongState when it keeps no log."""
+        if self._record.log.driver == "none":
+            raise WrongState(f"container {self.name}: keeps no log (--log-driver none)", wanted="json-file", actual="none")
+
+        def lives() -> bool:
+            alive = self.status in ALIVE
+            if alive:
+                self._wait_ended(0.1)  # bounds how late a line comes; the end of the container is an event
+            return alive
+
+        yield from logs.read(self._directory / "log.json", tail=tail, since=since, lives=lives if follow else None)
 
     def stats(self, previous: Stats | None = None) -> Stats:
         """What it uses now; `cpu_percent` is since `previous`. WrongState when it does not run."""
@@ -409,12 +403,14 @@ class Container:
                 "Error": done.reason if done else "",
                 "StartedAt": _iso(state.facts.get("started")),
                 "FinishedAt": _iso(state.facts.get("finished")),
+                **_health_rows(state.facts.get("health")),
             },
             "Image": self.image_id,
             "Name": f"/{self.name}",
             "RestartCount": int(state.facts.get("restarts", 0)),
-            "LogPath": str(self._directory / "log.json"),
+            "LogPath": str(self._directory / "log.json") if self._record.log.driver == "json-file" else "",
             "HostConfig": {
+                "LogConfig": {"Type": self._record.log.driver, "Config": self._record.log.config()},
                 "NetworkMode": spec.network,
                 "AutoRemove": self._record.auto_remove,
                 "RestartPolicy": {"Name": self._record.restart[0], "MaximumRetryCount": self._record.restart[1]},
@@ -440,20 +436,31 @@ class Container:
                 "WorkingDir": spec.process.cwd,
                 "Labels": dict(self.labels),
                 "StopSignal": signal.Signals(spec.stop_signal).name,
+                **({"Healthcheck": _healthcheck(spec.health)} if spec.health else {}),
             },
         }
 
 
-def _read_log(log: IO[bytes]) -> Iterator[LogLine]:
-    """Whole entries from where the file stands; half an entry waits for the next call."""
-    while True:
-        start = log.tell()
-        raw = log.readline()
-        if not raw.endswith(b"\n"):
-            log.seek(start)
-            return
-        row = json.loads(raw)
-        yield LogLine(row["stream"], datetime.fromisoformat(row["time"][:26] + "+00:00"), row["log"].encode("utf-8", "surrogateescape"))
+def _healthcheck(health: Health) -> dict[str, Any]:
+    """docker's Config.Healthcheck; times in nanoseconds."""
+    times = {
+        "Interval": health.interval,
+        "Timeout": health.timeout,
+        "StartPeriod": health.start_period,
+        "StartInterval": health.start_interval,
+    }
+    return {"Test": ["CMD", *health.argv], **{name: round(each * 1e9) for name, each in times.items()}, "Retries": health.retries}
+
+
+def _health_rows(facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """docker's State.Health; nothing without a check."""
+    if not facts:
+        return {}
+    results = [
+        {"Start": _iso(each["started"]), "End": _iso(each["finished"]), "ExitCode": each["code"], "Output": each["output"]}
+        for each in facts["results"]
+    ]
+    return {"Health": {"Status": facts["status"], "FailingStreak": facts["streak"], "Log": results}}
 
 
 def _readable(fd: int, timeout: float | None) -> bool:

@@ -57,6 +57,7 @@ class Creator:
             labels=launch.make_labels(config, options),
             auto_remove=options.rm,
             restart=launch.make_restart(options),
+            log=launch.make_log(options),
             interactive=options.interactive,
             ports=sorted(config.exposed_ports or ()),
             spec=spec,
@@ -91,6 +92,7 @@ class Creator:
             timeout=options.timeout,
             shm_size=options.shm_size,
             allow_unenforced=options.allow_unenforced,
+            health=launch.make_health(config, options),
         )
 
     def _make_upper(self, directory: Path, image: Image) -> None:

@@ -12,12 +12,13 @@ from typing import IO, TYPE_CHECKING, Literal, Self
 from sandbox import launch
 from sandbox.build.events import BuildEvent
 from sandbox.build.times import now
-from sandbox.containers import Container, LogLine, ProcessRow, Stats
+from sandbox.containers import Container, ProcessRow, Stats
 from sandbox.creating import Creator
 from sandbox.errors import InvalidOption, SandboxError
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
 from sandbox.images import HistoryRow, Images, ImageSummary
+from sandbox.logs import LogLine
 from sandbox.oci import RunConfig
 from sandbox.options import RunOptions, parse_duration, parse_size
 from sandbox.pruning import Pruner, PruneReport

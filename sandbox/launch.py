@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sandbox.errors import InvalidOption, Unsupported
-from sandbox.oci import RunConfig
-from sandbox.options import RunOptions, parse_signal
+from sandbox.oci import Healthcheck, RunConfig
+from sandbox.options import RunOptions, parse_signal, parse_size
+from sandbox.records import LogSettings
 from sandbox.runtime.security.kernel_files import check_sysctls
-from sandbox.runtime.spec import Device, Limits, Process, Rate
+from sandbox.runtime.spec import Device, Health, Limits, Process, Rate
 
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _LEAST_MEMORY = 6 << 20
@@ -189,6 +190,52 @@ def make_network(options: RunOptions) -> Literal["none", "host"]:
     if options.network == "bridge":
         raise Unsupported("network bridge: not there yet", feature="bridge", hint="use --network none or --network host")
     return "host" if options.network == "host" else "none"
+
+
+def make_health(config: RunConfig, options: RunOptions) -> Health | None:
+    """--health-…, else the image's HEALTHCHECK; None for none."""
+    times = {name: getattr(options, f"health_{name}") for name in _HEALTH_TIMES}
+    if options.no_healthcheck:
+        if options.health_cmd is not None or options.health_retries is not None or any(each is not None for each in times.values()):
+            raise InvalidOption("--no-healthcheck: contradicts --health-…")
+        return None
+    if options.health_retries is not None and options.health_retries < 1:
+        raise InvalidOption(f"--health-retries {options.health_retries}: must be at least 1")
+    image = config.healthcheck or Healthcheck()
+    argv = _check_argv(["CMD-SHELL", options.health_cmd] if options.health_cmd else image.test or [], config)
+    if not argv:
+        return None
+    given = {name: getattr(image, name) / 1e9 if each is None else each for name, each in times.items()}
+    numbers = {name: each for name, each in given.items() if each}
+    retries = options.health_retries or image.retries
+    return Health(argv, **numbers, **({"retries": retries} if retries else {}))
+
+
+_HEALTH_TIMES = ("interval", "timeout", "start_period", "start_interval")
+
+
+def _check_argv(test: Sequence[str], config: RunConfig) -> tuple[str, ...]:
+    """docker's Test: NONE, CMD with the words, CMD-SHELL with a line for the image's shell."""
+    kind, *words = test or ("NONE",)
+    if kind == "CMD-SHELL":
+        return (*(config.shell or ("/bin/sh", "-c")), *words)
+    return tuple(words) if kind == "CMD" else ()
+
+
+def make_log(options: RunOptions) -> LogSettings:
+    """--log-driver and --log-opt."""
+    given = dict(options.log_opt)
+    driver: Literal["json-file", "none"] = "none" if options.log_driver == "none" else "json-file"
+    if unknown := sorted(given.keys() - {"max-size", "max-file"}):
+        raise InvalidOption(f"--log-opt {unknown[0]}: not known", hint="max-size=10m and max-file=3 are")
+    if given and driver == "none":
+        raise InvalidOption("--log-opt: there is no log with --log-driver none")
+    if "max-file" in given and "max-size" not in given:
+        raise InvalidOption("--log-opt max-file: needs max-size, which fills a file")
+    size, files = parse_size(given.get("max-size", "-1")), given.get("max-file", "1")
+    if size == 0 or not (files.isascii() and files.isdigit() and 1 <= int(files) <= 1000):
+        raise InvalidOption("--log-opt: max-size must be above 0, max-file from 1 to 1000")
+    return LogSettings(driver, max(0, size), int(files))
 
 
 def make_restart(options: RunOptions) -> tuple[str, int]:

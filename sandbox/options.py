@@ -287,6 +287,15 @@ class RunOptions:
     shm_size: int = 64 << 20
     timeout: float | None = None
     restart: tuple[str, int] | None = None
+    health_cmd: str | None = None
+    health_interval: float | None = None
+    health_timeout: float | None = None
+    health_start_period: float | None = None
+    health_start_interval: float | None = None
+    health_retries: int | None = None
+    no_healthcheck: bool = False
+    log_driver: str | None = None
+    log_opt: tuple[tuple[str, str], ...] = ()
     allow_unenforced: bool = False
     pull: str | None = None
 
@@ -341,6 +350,15 @@ RUN: tuple[Option, ...] = (
     Option(("--add-host",), "add_host", "add a line to /etc/hosts", "NAME:IP", repeat=True),
     Option(("--shm-size",), "shm_size", "size of /dev/shm", "BYTES", parse_size),
     Option(("--restart",), "restart", "run it again when it ends: no, on-failure[:N], always, unless-stopped", "POLICY", parse_restart),
+    Option(("--health-cmd",), "health_cmd", "shell command that checks whether it is well", "COMMAND"),
+    Option(("--health-interval",), "health_interval", "time between two checks (30s)", "TIME", parse_duration),
+    Option(("--health-timeout",), "health_timeout", "longest time of one check (30s)", "TIME", parse_duration),
+    Option(("--health-start-period",), "health_start_period", "time in which failures do not count (0s)", "TIME", parse_duration),
+    Option(("--health-start-interval",), "health_start_interval", "time between two checks in that time (5s)", "TIME", parse_duration),
+    Option(("--health-retries",), "health_retries", "failures in a row that make it unhealthy (3)", "N", parse_whole),
+    Option(("--no-healthcheck",), "no_healthcheck", "run no check, not the image's either", convert=None),
+    Option(("--log-driver",), "log_driver", "json-file, or none: keep nothing", "DRIVER", parse_choice("json-file", "none")),
+    Option(("--log-opt",), "log_opt", "max-size=BYTES of a log file, max-file=N of them", "NAME=VALUE", parse_pair, repeat=True),
     Option(
         ("--pull",),
         "pull",

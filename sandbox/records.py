@@ -18,7 +18,7 @@ from typing import Any, Literal  # Any: state.json is the supervisor's JSON
 import msgspec
 
 from sandbox.errors import ContainerError, ContainerNotFound, InvalidOption
-from sandbox.runtime.init import files
+from sandbox.runtime.init import cgroup, files
 from sandbox.runtime.plan import REMOVED
 from sandbox.runtime.spec import ContainerSpec
 
@@ -38,6 +38,18 @@ _SURNAMES = (
 )  # fmt: skip
 
 
+class LogSettings(msgspec.Struct, frozen=True):
+    """Where a container's output goes: docker's driver; `max_size` bytes fill a file (0: no limit), `max_file` of them are kept."""
+
+    driver: Literal["json-file", "none"] = "json-file"
+    max_size: int = 0
+    max_file: int = 1
+
+    def config(self) -> dict[str, str]:
+        """The options as docker's inspect shows them."""
+        return {"max-size": str(self.max_size), "max-file": str(self.max_file)} if self.max_size else {}
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What is fixed when a container is created. `chain`: the image's top snapshot; times are seconds since 1970."""
 
@@ -53,6 +65,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     ports: list[str]
     spec: ContainerSpec
     restart: tuple[str, int] = ("no", 0)
+    log: LogSettings = LogSettings()
 
 
 _RECORD = msgspec.json.Decoder(Record)
@@ -235,12 +248,7 @@ def _is_locked(directory: Path) -> bool:
 def _is_frozen(facts: dict[str, Any]) -> bool:
     """Whether its processes are stopped by the freezer of its cgroup."""
     switch = (facts.get("cgroup") or {}).get("freezer")
-    if not switch:
-        return False
-    try:
-        return switch[4] in Path(switch[3]).read_text(encoding="ascii").splitlines()
-    except OSError:  # the group is gone: it ends just now
-        return False
+    return cgroup.is_frozen(switch) if switch else False
 
 
 def _made_up_names() -> Iterator[str]:

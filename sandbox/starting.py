@@ -14,7 +14,7 @@ from sandbox.records import ALIVE, Record, Records, State
 from sandbox.runtime import cgroups
 from sandbox.runtime.container import Running, Runtime, Stream, Streams, engine_mark
 from sandbox.runtime.init import cgroup, files
-from sandbox.runtime.plan import Handling
+from sandbox.runtime.plan import Handling, LogFile
 from sandbox.runtime.spec import Pack, Process
 
 
@@ -27,8 +27,8 @@ class Starter:
 
     def attach(self, record: Record, streams: Streams, supervisor: socket.socket | None = None) -> Running:
         """Start a container that was just made, attached to `streams`; by a reserved supervisor if there is one."""
-        log = None if record.auto_remove else str(self._records.directory(record.id) / "log.json")
-        return self._runtime.start(record.spec, self._handling(record, log=log, detach=False), streams, supervisor=supervisor)
+        handling = self._handling(record, log=not record.auto_remove, detach=False)
+        return self._runtime.start(record.spec, handling, streams, supervisor=supervisor)
 
     def prepare(self, record: Record) -> None:
         """WrongState when it runs; a work directory of overlayfs that was mounted `volatile` cannot be used twice."""
@@ -42,10 +42,9 @@ class Starter:
     def start_detached(self, record: Record) -> None:
         """Start it in the background; WrongState, and ContainerError when its program cannot be started."""
         self.prepare(record)
-        log = str(self._records.directory(record.id) / "log.json")
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
-            running = self._runtime.start(record.spec, self._handling(record, log=log, detach=True), Streams(null, null, null))
+            running = self._runtime.start(record.spec, self._handling(record, log=True, detach=True), Streams(null, null, null))
         finally:
             os.close(null)
         with running:
@@ -94,12 +93,14 @@ class Starter:
             if owner == mark and container_id not in alive:
                 cgroup.remove(groups)
 
-    def _handling(self, record: Record, *, log: str | None, detach: bool) -> Handling:
+    def _handling(self, record: Record, *, log: bool, detach: bool) -> Handling:
         names = (str(self._records.name_link(record.name)),)
+        is_kept = log and record.log.driver == "json-file"
+        path = str(self._records.directory(record.id) / "log.json")
         return Handling(
             detach=detach,
             remove=record.auto_remove,
-            log=log,
+            log=LogFile(path, record.log.max_size, record.log.max_file) if is_kept else None,
             interactive=record.interactive and not detach,
             names=names,
             restart=record.restart,

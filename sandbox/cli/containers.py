@@ -135,8 +135,9 @@ def container_filters(opened: Engine, texts: Sequence[str]) -> Filters[Container
             "id": lambda c, text: c.id.startswith(text),
             "name": lambda c, text: name_matches(c.name, text),
             "label": lambda c, text: has_label(c.labels, text),
-            "status": lambda c, text: c.status == _status(text),
+            "status": lambda c, text: c.status == _choice("status", text, _STATES),
             "exited": lambda c, text: c.status == "exited" and c.completed is not None and str(c.completed.exit_code) == text,
+            "health": lambda c, text: c.health == _choice("health", text, _HEALTH),
             "ancestor": lambda c, text: _descends(opened, c, text),
             "before": lambda c, text: c.created < opened.container(text).created,
             "since": lambda c, text: c.created > opened.container(text).created,
@@ -147,9 +148,12 @@ def container_filters(opened: Engine, texts: Sequence[str]) -> Filters[Container
 _STATES = ("created", "running", "exited", "paused", "restarting", "removing", "dead")
 
 
-def _status(text: str) -> str:
-    if text not in _STATES:
-        raise InvalidOption(f"filter status={text!r}: not one of {', '.join(_STATES)}")
+_HEALTH = ("none", "starting", "healthy", "unhealthy")
+
+
+def _choice(name: str, text: str, choices: Sequence[str]) -> str:
+    if text not in choices:
+        raise InvalidOption(f"filter {name}={text!r}: not one of {', '.join(choices)}")
     return text
 
 

@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, Self  # Any: plans and reports are JSON
 
 from sandbox.errors import SetupFailed, Unsupported
 from sandbox.runtime import cgroups
-from sandbox.runtime.init import files, link
+from sandbox.runtime.init import files, link, procs
 from sandbox.runtime.plan import Handling, Site, capabilities, make_plan, process_plan
 from sandbox.runtime.security import seccomp
 from sandbox.runtime.spawner import Spawner, hand_over
@@ -95,13 +95,10 @@ class Runtime:
     def exec(
         self, container: ContainerSpec, pid: int, process: Process, streams: Streams = Streams(), *, handling: Handling = Handling()
     ) -> Running:
-        """Start one more program in the running container whose init is `pid`.
-
-        An ordinary user may not enter through init, which is not dumpable (ptrace(2)), but through the program.
-        """
+        """Start one more program in the running container whose init is `pid`."""
         state = files.read_json(str(self.record(container.id) / "state.json")) or {}
         plan = {
-            "pid": pid if os.geteuid() == 0 else _first_child(pid),
+            "pid": procs.entered_through(pid),
             "namespaces": state.get("namespaces", []),
             "joins": state.get("joins", []),
             "into": state.get("into"),
@@ -271,7 +268,7 @@ class Running:
     def interrupt_group(self) -> None:
         """SIGINT to the program's process group, as a terminal sends it: to the program and what it started. Nothing when it has ended."""
         try:
-            os.killpg(_first_child(self.pid), signal.SIGINT)
+            os.killpg(procs.program_of(self.pid), signal.SIGINT)
         except OSError:
             self.signal(signal.SIGINT)
 
@@ -398,14 +395,6 @@ class Running:
         assert self._result is not None
         done = completed(self._result, self._limits, self._timeout)
         return replace(done, stdout=b"".join(self._captured["stdout"]), stderr=b"".join(self._captured["stderr"]))
-
-
-def _first_child(pid: int) -> int:
-    """Init's first child, the program (proc(5)); ProcessLookupError when it has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
-    except (FileNotFoundError, IndexError) as err:
-        raise ProcessLookupError(f"process {pid}: has no child") from err
 
 
 def _capabilities(spec: ContainerSpec) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any  # a plan is JSON
 
 from sandbox.errors import InvalidOption, Unsupported
@@ -55,6 +55,15 @@ class Site:
 
 
 @dataclass(frozen=True)
+class LogFile:
+    """A json-file log: `max_size` bytes fill a file (0: no limit), `max_file` of them are kept."""
+
+    path: str
+    max_size: int = 0
+    max_file: int = 1
+
+
+@dataclass(frozen=True)
 class Handling:
     """What the supervisor does around the container: `names` are removed with the directory
     when `remove` is set; without `record` its state file stays as it is (a helper run in a stopped container)."""
@@ -62,7 +71,7 @@ class Handling:
     detach: bool = False
     record: bool = True
     remove: bool = True
-    log: str | None = None
+    log: LogFile | None = None
     interactive: bool = False
     names: tuple[str, ...] = ()
     restart: tuple[str, int] = ("no", 0)
@@ -81,7 +90,7 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
         "remove": handling.remove,
         "names": list(handling.names),
         "restart": list(handling.restart),
-        "log": handling.log,
+        "log": asdict(handling.log) if handling.log else None,
         "interactive": handling.interactive,
         "timeout": spec.timeout,
         "oom_score_adj": spec.oom_score_adj,
@@ -94,7 +103,16 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
         "host_mounts": _host_mounts(spec, site),
         "steps": _steps(spec, site),
         "process": process_plan(spec.process, spec, site.seccomp, site.capabilities),
+        "health": _health(spec, site),
     }
+
+
+def _health(spec: ContainerSpec, site: Site) -> dict[str, Any] | None:
+    """The check, run as the program is; not for a helper of ours in its place."""
+    if spec.health is None or spec.process.unpack or spec.process.pack:
+        return None
+    process = replace(spec.process, argv=spec.health.argv, tty=False)
+    return {**asdict(spec.health), "process": process_plan(process, spec, site.seccomp, site.capabilities)}
 
 
 def namespaces(spec: ContainerSpec) -> list[str]:

@@ -100,6 +100,19 @@ class Rootfs:
 
 
 @dataclass(frozen=True)
+class Health:
+    """How a container is asked whether it is well: `argv` is run inside every `interval` seconds (`start_interval` until
+    `start_period` is over, while failures do not count); `retries` failures in a row, or longer than `timeout`, and it is not."""
+
+    argv: tuple[str, ...]
+    interval: float = 30.0
+    timeout: float = 30.0
+    start_period: float = 0.0
+    start_interval: float = 5.0
+    retries: int = 3
+
+
+@dataclass(frozen=True)
 class ContainerSpec:
     """Everything the runtime needs to know of one container."""
 
@@ -132,6 +145,7 @@ class ContainerSpec:
     timeout: float | None = None
     shm_size: int = 64 << 20
     allow_unenforced: bool = False
+    health: Health | None = None
 
 
 @dataclass(frozen=True)

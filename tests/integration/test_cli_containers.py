@@ -362,3 +362,36 @@ def test_a_directory_exchanged_for_a_link_while_it_is_copied_gives_nothing_of_th
     assert set(got) <= {"mine\n", "inner\n"}
     assert got, "the copies failed, so nothing was tried"
     assert (tmp_path / "canary").read_text() == "precious"
+
+
+def test_logs_rotate_and_are_read_over_all_files(sandbox: CommandLine) -> None:
+    script = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); done"
+    web = sandbox.ok("run", "-d", "--log-opt", "max-size=10k", "--log-opt", "max-file=3", "busybox", "sh", "-c", script).out.strip()
+    assert sandbox.ok("logs", "-f", web).lines[-1] == "line 399"
+    sandbox.ok("wait", web)
+    kept = sandbox.ok("logs", web).lines
+    assert kept == [f"line {number}" for number in range(400 - len(kept), 400)]
+    assert 200 < len(kept) < 400
+    about = sandbox.json("inspect", web)[0]
+    assert about["HostConfig"]["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "10240", "max-file": "3"}}
+    files = sorted(path.name for path in Path(about["LogPath"]).parent.glob("log.json*"))
+    assert files == ["log.json", "log.json.1", "log.json.2"]
+
+
+def test_no_log_is_kept_without_a_driver(sandbox: CommandLine) -> None:
+    web = sandbox.ok("run", "-d", "--log-driver", "none", "busybox", "echo", "secret").out.strip()
+    sandbox.ok("wait", web)
+    refused = sandbox("logs", web)
+    assert (refused.status, refused.out) == (1, "")
+    assert "--log-driver none" in refused.err
+    assert not list((sandbox.root / "containers" / web).glob("log.json*"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["max-file=3"], ["max-size=0"], ["max-size=1k", "max-file=0"], ["compress=true"], ["max-size=big"], ["max-size=1k", "max-file=x"]],
+)
+def test_log_options_that_make_no_sense_are_refused(sandbox: CommandLine, flags: list[str]) -> None:
+    done = sandbox("run", *(word for flag in flags for word in ("--log-opt", flag)), "busybox", "true")
+    assert done.status == 125
+    assert sandbox.ok("ps", "-aq").out == ""

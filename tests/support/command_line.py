@@ -35,9 +35,10 @@ class Done:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Runs `sandbox --root ROOT …`."""
+    """Runs `sandbox --root ROOT …`; one that does not end within `patience` seconds fails."""
 
     root: Path
+    patience: float = _PATIENCE
 
     def argv(self, *words: str) -> list[str]:
         """The whole command line."""
@@ -46,7 +47,7 @@ class CommandLine:
     def __call__(self, *words: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None) -> Done:
         """To its end, whatever that is."""
         argv, environment = self.argv(*words), _environment(env)
-        done = subprocess.run(argv, input=stdin or b"", capture_output=True, timeout=_PATIENCE, env=environment, check=False)
+        done = subprocess.run(argv, input=stdin or b"", capture_output=True, timeout=self.patience, env=environment, check=False)
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def ok(self, *words: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None) -> Done:

@@ -131,6 +131,14 @@ def freeze(switch: Sequence[str], *, timeout: float = 10.0) -> None:
     _wait_until(told, lambda text: word in text.splitlines(), time.monotonic() + timeout)
 
 
+def is_frozen(switch: Sequence[str]) -> bool:
+    """Whether the group is stopped; one that is gone is not."""
+    frozen = False
+    with _Tolerating(*_GONE):
+        frozen = switch[4] in _read(switch[3]).splitlines()
+    return frozen
+
+
 def thaw(switch: Sequence[str]) -> None:
     """Let a frozen group go on. A group that is gone is fine."""
     with _Tolerating(*_GONE):

@@ -25,10 +25,9 @@ class Log:
         """Take bytes of a stream; whole lines are written, the rest waits."""
         lines = (self._rest[stream] + data).split(b"\n")
         self._rest[stream] = lines.pop()
-        entries = [line + b"\n" for line in lines]
-        while len(self._rest[stream]) >= _LONGEST_LINE:
-            entries.append(self._rest[stream][:_LONGEST_LINE])
-            self._rest[stream] = self._rest[stream][_LONGEST_LINE:]
+        entries = [piece for line in lines for piece in _cut(line + b"\n")]
+        *whole, self._rest[stream] = _cut(self._rest[stream])
+        entries += whole
         self._append(stream, entries)
 
     def flush(self) -> None:
@@ -88,17 +87,11 @@ class Log:
         self._open()
 
 
+def _cut(line: bytes) -> list[bytes]:
+    """At least one, none longer than an entry may be."""
+    return [line[start : start + _LONGEST_LINE] for start in range(0, len(line), _LONGEST_LINE)] or [b""]
+
+
 def _stamp(nanoseconds: int) -> str:
     """docker's time: RFC 3339 with nanoseconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(nanoseconds // 10**9)) + f".{nanoseconds % 10**9:09d}Z"
-
-
-def _write_whole(fd: int, data: bytes, size: int) -> None:
-    try:
-        complete = os.write(fd, data) == len(data)
-    except OSError as err:
-        if err.errno not in _NO_SPACE:
-            raise
-        complete = False
-    if not complete:
-        os.ftruncate(fd, size)

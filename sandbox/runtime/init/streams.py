@@ -11,8 +11,13 @@ import select
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Protocol
 
-    from sandbox.runtime.init.logfile import Log
+    class Log(Protocol):
+        """Who keeps what is printed."""
+
+        def write(self, stream: str, data: bytes) -> None:
+            """Take bytes of a stream."""
 
     Interest = tuple[int, int, Callable[[], object]]
     """A descriptor, what to wait for on it (poll(2)), and what to do then."""

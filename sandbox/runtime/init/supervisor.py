@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from sandbox.runtime.init import health
+
 _STUCK_CLIENT = 1.0
 """Seconds a client may leave the last output unread before it is dropped."""
 _MUCH = 1 << 20
@@ -43,7 +45,7 @@ class Refused(Exception):
 class Container:
     """One container while it runs."""
 
-    def __init__(self, plan: dict[str, Any], client: socket.socket | None, stdio: Sequence[int], shown: title.Title) -> None:
+    def __init__(self, plan: dict[str, Any], client: socket.socket | None, stdio: Sequence[int], shown: title.Title | None) -> None:
         self.plan = plan
         self.title = shown
         self.client = client
@@ -63,6 +65,7 @@ class Container:
         self.account: dict[str, Any] = {}
         self.written = _MUCH
         self.grave = ""
+        self.health: health.Health | None = None
 
     # set up ---------------------------------------------------------------------------------------------------------
 
@@ -78,7 +81,8 @@ class Container:
         try:
             self.pid = s.clone(flags_of(self.plan["namespaces"]), group["into"] if group else None)
             if self.pid == 0:
-                self.title.set("sandbox-init")
+                if self.title is not None:
+                    self.title.set("sandbox-init")
                 pid1.run(self.plan, inner, inside, joins)
             self.pidfd = os.pidfd_open(self.pid)
         except OSError as err:
@@ -93,7 +97,7 @@ class Container:
     def _wire_output(self) -> tuple[list[int], list[streams.Pump]]:
         """What init gets as 0, 1, 2: the client's own descriptors, or pipes of ours when the output is logged."""
         if self.plan["log"]:
-            self.log = logfile.Log(self.plan["log"])
+            self.log = logfile.Log(**self.plan["log"])
         if self.plan["process"]["tty"]:
             return [], []  # init opens the terminal inside
         if not self.log and not self.plan.get("output_limit"):
@@ -167,7 +171,8 @@ class Container:
         while True:
             poll = select.poll()
             watched = self._register(poll)
-            ready = poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
+            moments = [each for each in (deadline, self.health.due if self.health else None) if each is not None]
+            ready = poll.poll(max(0.0, min(moments) - time.monotonic()) * 1000 if moments else None)
             ended = False
             for fd, _ in ready:
                 ended |= self._serve(watched[fd])
@@ -175,6 +180,8 @@ class Container:
                 return
             if deadline is not None and time.monotonic() >= deadline:
                 deadline = self._time_is_up()
+            if self.health and self.health.due is not None and time.monotonic() >= self.health.due:
+                self.health.begin()
 
     def _register(self, poll: select.poll) -> dict[int, Any]:
         """What to wait for now; the table says whose each descriptor is."""
@@ -185,6 +192,8 @@ class Container:
             watched[self.client.fileno()] = "client"
         if self.meter is not None:
             watched[self.meter[1]] = "meter"
+        if self.health and self.health.fileno() >= 0:
+            watched[self.health.fileno()] = self._take_health
         for fd in watched:
             poll.register(fd, select.POLLIN)
         for pump in self.pumps:
@@ -249,6 +258,19 @@ class Container:
         if limit and not self.ending and sum(pump.printed for pump in self.pumps) > limit:
             self._end("output", signal.SIGKILL)
 
+    def start_health(self) -> None:
+        """Begin to check how it is, where somebody said how."""
+        if self.plan["health"]:
+            from sandbox.runtime.init import health  # it enters the container as an exec does, which builds on this module
+
+            self.health = health.Health(self)
+            _record(self.plan, running_state(self))
+
+    def _take_health(self) -> None:
+        assert self.health is not None
+        self.health.take()
+        _record(self.plan, running_state(self))
+
     def start_meter(self) -> None:
         """Watch what it writes, where that is limited."""
         if self.plan.get("storage_size"):
@@ -284,6 +306,9 @@ class Container:
         """After init: the last output, what was used, why it ended."""
         self._settle()
         self._stop_meter()
+        if self.health:
+            self.health.end()
+            self.account["health"] = self.health.state
         self.status = self._read_status()
         for pump in self.pumps:
             pump.drain(_wait_writable)
@@ -375,6 +400,7 @@ def _run_once(container: Container) -> dict[str, Any]:
             files.reserve(plan["directory"] + "/state.json")
         container.start()
         container.start_meter()
+        container.start_health()
         tell(container, {"event": "started", "pid": container.pid})
         container.watch()
         result = container.finish()
@@ -452,6 +478,7 @@ def running_state(container: Container) -> dict[str, Any]:
         "stubs": container.stubs,
         "into": group["into"] if group else None,
         "cgroup": group,
+        "health": container.health.state if container.health else None,
     }
 
 

@@ -1,0 +1,2 @@
+struct counts { long lines, words; };
+struct counts count(int fd);

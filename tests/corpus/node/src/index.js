@@ -1,0 +1,2 @@
+const ms = require('ms');
+console.log('@BUILD@', ms('2 days'), process.env.NODE_ENV, process.getuid());
