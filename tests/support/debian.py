@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 IMAGE = "localhost/debian"
+PATH = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SOURCES = "/etc/apt"
 
 
@@ -15,7 +16,8 @@ def make_debian_tar(target: Path) -> Path:
     sources = [path for path in (Path(_SOURCES, "sources.list"), *sorted(Path(_SOURCES, "sources.list.d").iterdir())) if path.is_file()]
     options = sorted(Path(_SOURCES, "apt.conf.d").glob("99*"))
     copies = [f"--customize-hook=upload {path} {path}" for path in (*sources, *options)]
-    argv = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates", *copies]
+    own = '--customize-hook=rm -f "$1"/etc/apt/sources.list'  # mmdebstrap's
+    argv = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates", own, *copies]
     if not any(path.suffix == ".sources" or "deb " in path.read_text() for path in sources):
         raise AssertionError("this host has no package sources")
     subprocess.run([*argv, release["VERSION_CODENAME"], str(target)], check=True, stdin=subprocess.DEVNULL)

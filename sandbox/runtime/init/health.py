@@ -97,7 +97,7 @@ class Health:
 
     def _is_starting(self) -> bool:
         """Failures in this time do not count."""
-        return time.monotonic() - self._began < self._plan["start_period"]
+        return time.monotonic() - self._began < float(self._plan["start_period"])
 
     def _interval(self) -> float:
         is_early = self.status == "starting" and self._is_starting()
