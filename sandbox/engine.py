@@ -351,10 +351,10 @@ class Engine:
 
         `mounts`: more of them, beside those of the options.
         """
-        with self._runtime.reserve() as supervisor:
+        with self._runtime.reserve() as place:
             record = self._transfers.wanted(image, options.pull, lambda: self._creator.create(image, argv, options, mounts))
             try:
-                return self._starter.attach(record, streams, supervisor)
+                return self._starter.attach(record, streams, place)
             except BaseException:
                 self._starter.remove(record)
                 raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -12,7 +11,7 @@ from typing import IO
 from sandbox.errors import ContainerError, WrongState
 from sandbox.records import ALIVE, Record, Records, State
 from sandbox.runtime import cgroups
-from sandbox.runtime.container import Running, Runtime, Stream, Streams, engine_mark
+from sandbox.runtime.container import Place, Running, Runtime, Stream, Streams, engine_mark
 from sandbox.runtime.init import cgroup, files
 from sandbox.runtime.plan import Handling, LogFile
 from sandbox.runtime.spec import Pack, Process
@@ -25,10 +24,10 @@ class Starter:
         self._records = records
         self._runtime = runtime
 
-    def attach(self, record: Record, streams: Streams, supervisor: socket.socket | None = None) -> Running:
-        """Start a container that was just made, attached to `streams`; by a reserved supervisor if there is one."""
+    def attach(self, record: Record, streams: Streams, place: Place | None = None) -> Running:
+        """Start a container that was just made, attached to `streams`; in its place if it was reserved."""
         handling = self._handling(record, log=not record.auto_remove, detach=False)
-        return self._runtime.start(record.spec, handling, streams, supervisor=supervisor)
+        return (place or self._runtime).start(record.spec, handling, streams)
 
     def prepare(self, record: Record) -> None:
         """WrongState when it runs; a work directory of overlayfs that was mounted `volatile` cannot be used twice."""

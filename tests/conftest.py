@@ -21,6 +21,7 @@ from tests.support.ordinary_user import ordinary_user as make_ordinary_user
 if TYPE_CHECKING:
     from sandbox import Engine
 
+collect_ignore = ["corpus"]  # projects with tests of their own
 _MISSING = pytest.StashKey[dict[str, str | None]]()
 _BEFORE = pytest.StashKey[frozenset[str]]()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,7 +11,7 @@ from sandbox.build import instructions as ins
 from sandbox.build.dockerfile import parse
 from sandbox.build.expand import expand
 from sandbox.build.memory import Memory
-from sandbox.build.site import Origin, Site, Started
+from sandbox.build.site import Origin, Site, Starts
 from sandbox.build.stages import host
 from sandbox.build.state import empty_state
 from sandbox.build.steps import change_of
@@ -18,8 +19,6 @@ from sandbox.build.stop import Stop
 from sandbox.errors import InvalidOption
 from sandbox.image.store import Store
 from sandbox.oci import RunConfig
-from sandbox.runtime.plan import Handling
-from sandbox.runtime.spec import ContainerSpec
 
 _ALLOWED = (
     ins.Cmd,
@@ -38,7 +37,7 @@ _ALLOWED = (
 
 
 class _NoRuntime:
-    def start(self, spec: ContainerSpec, handling: Handling) -> Started:  # noqa: ARG002
+    def reserve(self) -> AbstractContextManager[Starts]:
         raise AssertionError("a change of the config runs nothing")
 
 

@@ -225,9 +225,12 @@ def forget_mount_points(upper: Path, below: Tree, targets: tuple[str, ...]) -> N
 
 def _forget(upper: Path, below: Tree, source: TreeSource, directory: str) -> bool:
     """Remove the directory from the layer when it holds nothing and is as the layers below have it."""
-    place, entry = str(upper) + directory, below.lookup(directory)
+    place = str(upper) + directory
+    if not os.path.lexists(place):
+        return True
+    entry = below.lookup(directory)
     if entry is None or not entry.is_dir or _leads_astray(upper, directory) or not os.path.isdir(place) or is_opaque(place):
-        return not os.path.lexists(place)
+        return False
     status = os.lstat(place)
     same = (status.st_mode, status.st_uid, status.st_gid) == (entry.stat.st_mode, entry.stat.st_uid, entry.stat.st_gid)
     own = {name: os.getxattr(place, name) for name in os.listxattr(place) if not name.startswith("user.overlay.")}

@@ -12,7 +12,7 @@ from sandbox.build import instructions as ins
 from sandbox.build.accounts import home_of
 from sandbox.build.expand import PROXY_ARGS
 from sandbox.build.mounting import check_mounts, contents_key, forget_mount_points, has_slow_contents, mounted, options_key
-from sandbox.build.site import Site, StepLimits
+from sandbox.build.site import Site, Starts, StepLimits
 from sandbox.build.state import DEFAULT_PATH, BuildState, Change
 from sandbox.errors import BuildError
 from sandbox.image.store import Draft
@@ -99,9 +99,9 @@ def _environment(state: BuildState, site: Site, home: str) -> Mapping[str, str]:
 
 
 def _run(draft: Draft, *, state: BuildState, i: ins.Run, script: _Script, network: Network, site: Site) -> None:
-    below = site.store.tree(state.top)
-    env = _environment(state, site, home_of(below, state.run.user))
-    with mounted(state, i, site, draft.upper.parent) as extra:
+    with site.runtime.reserve() as place, mounted(state, i, site, draft.upper.parent) as extra:
+        below = site.store.tree(state.top)
+        env = _environment(state, site, home_of(below, state.run.user))
         mounts = (*_script_mount(draft, script), *extra.mounts)
         spec = ContainerSpec(
             id=site.new_id(),
@@ -116,14 +116,14 @@ def _run(draft: Draft, *, state: BuildState, i: ins.Run, script: _Script, networ
             shm_size=site.limits.shm_size,
             privileged=i.security == "insecure",
         )
-        _complete(spec, site)
+        _complete(spec, place, site)
     forget_mount_points(draft.upper, below, (*_RUNTIME_MOUNTS, *(mount.target for mount in mounts)))
 
 
-def _complete(spec: ContainerSpec, site: Site) -> None:
+def _complete(spec: ContainerSpec, place: Starts, site: Site) -> None:
     """Run it to its end; CommandFailed when that is not a good one."""
     tail = _Tail(site)
-    with site.runtime.start(spec, Handling()) as running, site.stop.watching(running):
+    with place.start(spec, Handling()) as running, site.stop.watching(running):
         completed = running.wait(tail.take)
     if not completed.ok:
         message = completed.reason or f"exit code {completed.exit_code}"

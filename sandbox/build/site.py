@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol, Self
@@ -38,11 +39,18 @@ class Started(Protocol):
         """Until it has ended."""
 
 
-class Runs(Protocol):
-    """The part of the runtime a build uses: `sandbox.runtime.container.Runtime`."""
+class Starts(Protocol):
+    """Where one container can be started: `sandbox.runtime.container.Place`."""
 
     def start(self, spec: ContainerSpec, handling: Handling) -> Started:
         """Start a container and stay attached to it."""
+
+
+class Runs(Protocol):
+    """The part of the runtime a build uses: `sandbox.runtime.container.Runtime`."""
+
+    def reserve(self) -> AbstractContextManager[Starts]:
+        """A place for a container that is still being made."""
 
 
 @dataclass(frozen=True)

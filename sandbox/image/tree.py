@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO
 
 OPAQUE = ("user.overlay.opaque", "trusted.overlay.opaque")
@@ -135,7 +136,7 @@ class Tree:
 
     def _follow(self, path: str, *, last: bool = True) -> tuple[str, _Node | None]:
         """Resolve component by component. Returns the path reached and its node, None from the first missing one on."""
-        trail: list[_Node | None] = [self._root()]
+        trail: list[_Node | None] = [self._root]
         names: list[str] = []
         pending = _components(path)
         links = 0
@@ -160,6 +161,7 @@ class Tree:
             trail.append(node)
         return "/" + "/".join(names), trail[-1]
 
+    @cached_property
     def _root(self) -> _Node:
         layers: list[str] = []
         for path in reversed(self.lowers):

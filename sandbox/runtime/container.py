@@ -73,24 +73,21 @@ class Runtime:
             return running.wait(on_output)
 
     @contextmanager
-    def reserve(self) -> Iterator[socket.socket]:
-        """A supervisor for a container that is still being made: it comes up meanwhile. For `start`; unused it ends with the block."""
+    def reserve(self) -> Iterator[Place]:
+        """A place for a container that is still being made; unused it ends with the block."""
         with self._spawner.reserve("run") as supervisor:
-            yield supervisor
+            yield Place(self, supervisor)
 
-    def start(
-        self, spec: ContainerSpec, handling: Handling, streams: Streams = Streams(), *, supervisor: socket.socket | None = None
-    ) -> Running:
-        """Start `spec`, by the reserved `supervisor` if there is one; raises SetupFailed or Unsupported. With `handling.detach` the
-        result only knows the pid."""
-        if supervisor is None:
-            with self.reserve() as reserved:
-                return self.start(spec, handling, streams, supervisor=reserved)
+    def start(self, spec: ContainerSpec, handling: Handling, streams: Streams = Streams()) -> Running:
+        """Start `spec`; raises SetupFailed or Unsupported. With `handling.detach` the result only knows the pid."""
+        with self.reserve() as place:
+            return place.start(spec, handling, streams)
+
+    def _plan(self, spec: ContainerSpec, handling: Handling, streams: Streams) -> dict[str, Any]:
         record = self.record(spec.id)
         record.mkdir(parents=True, exist_ok=True)
         _make_devices(spec, record)
-        plan = {**make_plan(spec, self._site(spec, record), handling), "window": streams.window}
-        return _hand_over(supervisor, plan, streams, spec.limits, spec.timeout)
+        return {**make_plan(spec, self._site(spec, record), handling), "window": streams.window}
 
     def exec(
         self, container: ContainerSpec, pid: int, process: Process, streams: Streams = Streams(), *, handling: Handling = Handling()
@@ -145,6 +142,19 @@ class Runtime:
             return b""
         profile = self._filters.default_profile if spec.seccomp == "default" else spec.seccomp.encode()
         return self._filters.filter_for(profile, _capabilities(spec))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one container can be started: its supervisor came up while the container was still being made."""
+
+    _runtime: Runtime
+    _supervisor: socket.socket
+
+    def start(self, spec: ContainerSpec, handling: Handling, streams: Streams = Streams()) -> Running:
+        """As Runtime.start; once."""
+        plan = self._runtime._plan(spec, handling, streams)
+        return _hand_over(self._supervisor, plan, streams, spec.limits, spec.timeout)
 
 
 def _hand_over(supervisor: socket.socket, plan: Mapping[str, Any], streams: Streams, limits: Limits, timeout: float | None) -> Running:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Self
 
 from sandbox.build.builder import Builder, BuildEvent, BuildRequest, StepDone
 from sandbox.build.settings import Settings
-from sandbox.build.site import OnOutput, Runs, Started
+from sandbox.build.site import OnOutput, Runs, Started, Starts
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
 from sandbox.image.tree import Tree
@@ -32,6 +33,9 @@ _MADE = 1_700_000_000
 
 class NothingRuns:
     """A runtime for builds without RUN."""
+
+    def reserve(self) -> AbstractContextManager[Starts]:
+        return nullcontext(self)
 
     def start(self, spec: ContainerSpec, handling: Handling) -> Started:
         raise AssertionError(f"nothing should run, least of all {spec.process.argv} ({handling})")
@@ -145,6 +149,9 @@ class Script:
 
     behave: Callable[[str, threading.Event], int]
     signals: list[int] = field(default_factory=list)
+
+    def reserve(self) -> AbstractContextManager[Starts]:
+        return nullcontext(self)
 
     def start(self, spec: ContainerSpec, handling: Handling) -> Scripted:
         return Scripted(self, spec.process.argv[-1], Path(spec.rootfs.upper))
