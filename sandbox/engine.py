@@ -303,7 +303,7 @@ class Engine:
         memory: int | str | None = None,
         cpus: float | None = None,
         pids_limit: int | None = None,
-        network: Literal["none", "host"] | None = None,
+        network: str | None = None,
         env: Mapping[str, str] | None = None,
         volumes: Sequence[str] = (),
         workdir: str | None = None,

@@ -132,6 +132,14 @@ class Unsupported(SetupFailed):
         self.feature = feature
 
 
+class NetworkError(SandboxError):
+    """A network cannot be made or joined."""
+
+
+class NetworkNotFound(NetworkError):
+    """No network of that name."""
+
+
 class ContainerError(SandboxError):
     """Something about one container."""
 

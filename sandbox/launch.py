@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import stat
@@ -185,11 +186,16 @@ def _is_device(path: str) -> bool:
     return True
 
 
-def make_network(options: RunOptions) -> Literal["none", "host"]:
-    """none or host; a bridge does not exist yet."""
-    if options.network == "bridge":
-        raise Unsupported("network bridge: not there yet", feature="bridge", hint="use --network none or --network host")
-    return "host" if options.network == "host" else "none"
+def make_network(options: RunOptions) -> str:
+    """none, host, or the name of a network; InvalidOption for what only makes sense in one."""
+    if options.ip is not None and options.network in ("none", "host"):
+        raise InvalidOption(f"--ip: --network {options.network} gives no addresses", hint="name a network")
+    for server in options.dns:
+        try:
+            ipaddress.ip_address(server)
+        except ValueError as err:
+            raise InvalidOption(f"--dns {server!r}: not an IP address") from err
+    return options.network
 
 
 def make_health(config: RunConfig, options: RunOptions) -> Health | None:

@@ -282,6 +282,9 @@ class RunOptions:
     label: tuple[str, ...] = ()
     stop_signal: int | None = None
     network: str = "none"
+    ip: str | None = None
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
     userns: str = "private"
     add_host: tuple[str, ...] = ()
     shm_size: int = 64 << 20
@@ -345,7 +348,10 @@ RUN: tuple[Option, ...] = (
     Option(("--output-limit",), "output_limit", "stop it when it has printed more", "BYTES", parse_size),
     Option(("-l", "--label"), "label", "set a label on the container", "KEY=VALUE", repeat=True),
     Option(("--stop-signal",), "stop_signal", "signal that stops it", "SIGNAL", parse_signal),
-    Option(("--network", "--net"), "network", "none (loopback only) or host", "MODE", parse_choice("none", "host", "bridge")),
+    Option(("--network", "--net"), "network", "none (loopback only), host, bridge, or the name of a network", "NETWORK"),
+    Option(("--ip",), "ip", "the address it has in its network", "ADDRESS"),
+    Option(("--dns",), "dns", "ask this name server", "ADDRESS", repeat=True),
+    Option(("--dns-search",), "dns_search", "look names up in this domain too", "DOMAIN", repeat=True),
     Option(("--userns",), "userns", "private (default) or host", "MODE", parse_choice("private", "host")),
     Option(("--add-host",), "add_host", "add a line to /etc/hosts", "NAME:IP", repeat=True),
     Option(("--shm-size",), "shm_size", "size of /dev/shm", "BYTES", parse_size),

@@ -6,7 +6,6 @@ as long as it lives. So every process, also after a reboot, reads the same truth
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -210,7 +209,7 @@ class Records:
 
     def is_supervised(self, container_id: str) -> bool:
         """Whether a supervisor lives: only it holds this lock."""
-        return _is_locked(self.directory(container_id))
+        return files.is_locked(str(self.directory(container_id)))
 
     def remove(self, container_id: str, names: Sequence[str]) -> None:
         """Remove the directory, then the name; both may be gone already."""
@@ -222,27 +221,13 @@ class Records:
     def graves(self) -> list[Path]:
         """Directories of removed containers whose supervisor was killed before it had deleted them."""
         place = self._containers.parent / REMOVED
-        return [path for path in place.iterdir() if not _is_locked(path)] if place.is_dir() else []
+        return [path for path in place.iterdir() if not files.is_locked(str(path))] if place.is_dir() else []
 
     def stale_names(self) -> list[Path]:
         """Names whose container is gone."""
         if not self._names.is_dir():
             return []
         return [link for link in self._names.iterdir() if not self.directory(os.readlink(link)).is_dir()]
-
-
-def _is_locked(directory: Path) -> bool:
-    try:
-        fd = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _is_frozen(facts: dict[str, Any]) -> bool:

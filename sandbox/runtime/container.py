@@ -9,7 +9,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Self  # Any: plans and reports are JSON
@@ -17,6 +17,7 @@ from typing import IO, Any, Literal, Self  # Any: plans and reports are JSON
 from sandbox.errors import SetupFailed, Unsupported
 from sandbox.runtime import cgroups
 from sandbox.runtime.init import files, link, procs
+from sandbox.runtime.network.networks import Networks
 from sandbox.runtime.plan import Handling, Site, capabilities, make_plan, process_plan
 from sandbox.runtime.security import seccomp
 from sandbox.runtime.spawner import Spawner, hand_over
@@ -55,6 +56,7 @@ class Runtime:
         self._spawner = Spawner()
         self._filters = seccomp.Filters(root / "seccomp")
         self._discovery = cgroups.Discovery()
+        self.networks = Networks(root, lambda container_id: files.is_locked(str(self.record(container_id))))
 
     def close(self) -> None:
         """End the helper process; detached containers live on."""
@@ -83,11 +85,20 @@ class Runtime:
         with self.reserve() as place:
             return place.start(spec, handling, streams)
 
-    def _plan(self, spec: ContainerSpec, handling: Handling, streams: Streams) -> dict[str, Any]:
+    def _attached(self, spec: ContainerSpec) -> AbstractContextManager[dict[str, Any] | None]:
+        """Its place in its network, given back when the block fails; None without one."""
+        if spec.network in ("none", "host"):
+            return nullcontext()
+        if os.geteuid() != 0:
+            hint = "use --network none or --network host"
+            raise Unsupported(f"network {spec.network}: an ordinary user cannot make one yet", feature="network", hint=hint)
+        return self.networks.attached(spec.network, spec.id, spec.address)
+
+    def _plan(self, spec: ContainerSpec, handling: Handling, streams: Streams, network: dict[str, Any] | None) -> dict[str, Any]:
         record = self.record(spec.id)
         record.mkdir(parents=True, exist_ok=True)
         _make_devices(spec, record)
-        return {**make_plan(spec, self._site(spec, record), handling), "window": streams.window}
+        return {**make_plan(spec, self._site(spec, record, network), handling), "window": streams.window}
 
     def exec(
         self, container: ContainerSpec, pid: int, process: Process, streams: Streams = Streams(), *, handling: Handling = Handling()
@@ -120,7 +131,7 @@ class Runtime:
         plan = layout.plan(cgroup_name(self.root, spec.id), spec.limits, allow_unenforced=spec.allow_unenforced)
         return plan, all(h.version == 2 for h in layout.hierarchies)
 
-    def _site(self, spec: ContainerSpec, record: Path) -> Site:
+    def _site(self, spec: ContainerSpec, record: Path, network: dict[str, Any] | None) -> Site:
         group, v2_only = self.cgroup_plan(spec)
         return Site(
             store=str(self.root),
@@ -129,7 +140,8 @@ class Runtime:
             id_base=id_base(spec.id),
             uid=os.geteuid(),
             gid=os.getegid(),
-            resolv_conf=_read_text("/etc/resolv.conf"),
+            resolv_conf=_resolv_conf(),
+            network=network,
             cgroup=group.plain() if group.groups else None,
             cgroup2_only=v2_only,
             seccomp=self._filter_for(spec),
@@ -153,8 +165,9 @@ class Place:
 
     def start(self, spec: ContainerSpec, handling: Handling, streams: Streams = Streams()) -> Running:
         """As Runtime.start; once."""
-        plan = self._runtime._plan(spec, handling, streams)
-        return _hand_over(self._supervisor, plan, streams, spec.limits, spec.timeout)
+        with self._runtime._attached(spec) as network:
+            plan = self._runtime._plan(spec, handling, streams, network)
+            return _hand_over(self._supervisor, plan, streams, spec.limits, spec.timeout)
 
 
 def _hand_over(supervisor: socket.socket, plan: Mapping[str, Any], streams: Streams, limits: Limits, timeout: float | None) -> Running:
@@ -411,6 +424,13 @@ def _capabilities(spec: ContainerSpec) -> tuple[str, ...]:
     """What its processes hold; our own bounding set limits it in our own user namespace."""
     status = Path("/proc/self/status").read_text() if spec.userns == "host" else "CapBnd: 0"
     return capabilities(spec, int(status.partition("CapBnd:")[2].split()[0], 16))
+
+
+def _resolv_conf() -> str:
+    """The host's; where that only asks systemd-resolved on loopback, what systemd-resolved asks."""
+    text = _read_text("/etc/resolv.conf")
+    servers = [line.split()[1] for line in text.splitlines() if line.startswith("nameserver ")]
+    return (_read_text("/run/systemd/resolve/resolv.conf") or text) if servers == ["127.0.0.53"] else text
 
 
 def _make_devices(spec: ContainerSpec, record: Path) -> None:

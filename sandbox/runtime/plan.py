@@ -6,6 +6,7 @@ A plan is JSON: it travels to the spawner in a memfd and can be printed with SAN
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any  # a plan is JSON
@@ -36,7 +37,7 @@ class Site:
 
     `store`: the engine's root; `record`: the container's own directory; `privileged`: we may map any ids and idmap mounts;
     `id_base`: first host id of the container's range; `uid`/`gid`: our own, mapped alone when not privileged;
-    `resolv_conf`: text for /etc/resolv.conf when the host's network is used; `cgroup`: plain data of cgroups.Plan.
+    `resolv_conf`: the host's; `cgroup`: plain data of cgroups.Plan.
     """
 
     store: str
@@ -52,6 +53,8 @@ class Site:
     """The compiled filter; empty: none."""
     capabilities: tuple[str, ...] = ()
     """What its processes hold, as `capabilities` chose."""
+    network: Mapping[str, Any] | None = None
+    """How it is attached to a network: see Networks.attached."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
         "namespaces": namespaces(spec),
         "cgroup_namespace": site.cgroup is not None,
         "idmap": _idmap(spec, site),
+        "network": site.network,
         "cgroup": site.cgroup,
         "host_mounts": _host_mounts(spec, site),
         "steps": _steps(spec, site),
@@ -120,7 +124,7 @@ def namespaces(spec: ContainerSpec) -> list[str]:
     return [
         *(["user"] if spec.userns == "private" else []),
         "mount", "pid", "uts", "ipc",
-        *(["net"] if spec.network == "none" else []),
+        *(["net"] if spec.network != "host" else []),
     ]  # fmt: skip
 
 
@@ -203,7 +207,8 @@ def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
         *([] if spec.privileged else [("mask", {"paths": list(MASKED)}), ("protect", {"paths": list(PROTECTED)})]),
         *([("protect_root", {})] if spec.read_only else []),
         ("set_hostname", {"name": spec.hostname}),
-        *([("loopback_up", {})] if spec.network == "none" else []),
+        *([("loopback_up", {})] if spec.network != "host" else []),
+        *(([("configure_link", {key: site.network[key] for key in ("address", "prefix", "gateway")})]) if site.network else []),
     ]
 
 
@@ -254,8 +259,8 @@ def _layers_steps(number: int, mount: Mount, site: Site) -> list[Step]:
 def _file_steps(spec: ContainerSpec, site: Site) -> list[Step]:
     texts = (
         ("hostname", f"{spec.hostname}\n"),
-        ("hosts", _hosts(spec)),
-        ("resolv.conf", site.resolv_conf if spec.network == "host" else ""),
+        ("hosts", _hosts(spec, site)),
+        ("resolv.conf", _resolv_conf(spec, site)),
     )
     return [
         *(("write_file", {"path": f"etc/{name}", "text": text, "name": name}) for name, text in texts),
@@ -276,15 +281,33 @@ def _file(number: int, mount: Mount) -> dict[str, Any]:
     }
 
 
-def _hosts(spec: ContainerSpec) -> str:
-    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", f"127.0.1.1\t{spec.hostname}"]
+def _resolv_conf(spec: ContainerSpec, site: Site) -> str:
+    """The host's, but for servers on the host's loopback, which another network does not reach; --dns and --dns-search replace."""
+    if spec.network == "none" and not spec.dns:
+        return ""
+    lines = [line for line in site.resolv_conf.splitlines() if line.strip() and not line.startswith(("#", ";"))]
+    if spec.network != "host":
+        lines = [line for line in lines if not _LOOPBACK_SERVER.match(line)]
+    if spec.dns:
+        lines = [*(line for line in lines if not line.startswith("nameserver")), *(f"nameserver {server}" for server in spec.dns)]
+    if spec.dns_search:
+        lines = [*(line for line in lines if not line.startswith(("search", "domain"))), f"search {' '.join(spec.dns_search)}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+_LOOPBACK_SERVER = re.compile(r"nameserver\s+(127\.|::1\s*$)")
+
+
+def _hosts(spec: ContainerSpec, site: Site) -> str:
+    own = site.network["address"] if site.network else "127.0.1.1"
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", f"{own}\t{spec.hostname}"]
     return "\n".join([*lines, *(f"{address}\t{name}" for name, address in spec.extra_hosts)]) + "\n"
 
 
 def _detached_steps(spec: ContainerSpec, site: Site) -> list[Step]:
     """Everything that must be opened while the host is visible."""
     steps: list[Step] = [("detach_new", {"name": "proc", "fstype": "proc", "attrs": _QUIET})]
-    if spec.network == "none":
+    if spec.network != "host":
         steps.append(("detach_new", {"name": "sys", "fstype": "sysfs", "attrs": _QUIET | (0 if spec.privileged else s.MOUNT_ATTR_RDONLY)}))
     else:  # a new sysfs shows the network namespace it belongs to, which is not ours
         steps.append(("detach_bind", {"name": "sys", "source": "/sys", "recursive": True, "read_only": True}))

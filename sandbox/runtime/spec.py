@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Network = Literal["none", "host"]
+Network = str
+"""none (loopback alone), host, or the name of a network."""
 Why = Literal["exited", "oom", "timeout", "pids", "disk", "output", "signal", "interrupted", "lost"]
 
 
@@ -121,6 +122,10 @@ class ContainerSpec:
     process: Process
     hostname: str = ""
     network: Network = "none"
+    address: str | None = None
+    """The address it wants in its network."""
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
     userns: Literal["private", "host"] = "private"
     limits: Limits = Limits()
     mounts: tuple[Mount, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -60,6 +61,29 @@ def read_json(path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return value
+
+
+def is_locked(directory: str) -> bool:
+    """Whether a supervisor holds the lock of this container's directory."""
+    try:
+        fd = os.open(directory + "/lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def remove_file(path: str) -> None:
+    """Already gone is fine."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
 
 
 def remove_tree(path: str) -> None:

@@ -216,6 +216,8 @@ def limit_rate(net: Netlink, index: int, bits: int) -> None:
 # nf_tables ----------------------------------------------------------------------------------------------------------------
 
 BRIDGE, INET = 7, 1
+OWNERS = "owners"
+"""The set of the bridge family that holds `owner_key`s."""
 NEW_TABLE, GET_TABLE, DEL_TABLE, NEW_CHAIN, NEW_RULE, DEL_RULE, NEW_SET, NEW_ELEMENT, DEL_ELEMENT = 0, 1, 2, 3, 6, 8, 9, 12, 14
 CREATE, APPEND = _CREATE, _APPEND
 

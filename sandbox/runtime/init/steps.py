@@ -12,6 +12,7 @@ import socket
 import stat
 import struct
 
+from sandbox.runtime.init import netlink
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -40,6 +41,10 @@ class StepError(Exception):
         super().__init__(f"{step}: {err}")
         self.step = step
         self.errno = getattr(err, "errno", None)
+
+
+LINK = "eth0"
+"""A container's link to its network, as it is called inside."""
 
 
 def perform(steps: Sequence[tuple[str, Mapping[str, Any]]], setup: Setup) -> None:
@@ -244,10 +249,20 @@ def loopback_up(setup: Setup) -> None:
         fcntl.ioctl(link, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
 
 
+def configure_link(setup: Setup, address: str, prefix: int, gateway: str) -> None:
+    """The link to its network, which the supervisor put here: an address, and everything else through the gateway, if there is one."""
+    with netlink.Netlink() as net:
+        index = socket.if_nametoindex(LINK)
+        netlink.add_address(net, index, address, prefix)
+        netlink.set_up(net, index)
+        if gateway:
+            netlink.add_default_route(net, index, gateway)
+
+
 STEPS: dict[str, Callable[..., None]] = {
     step.__name__: step
     for step in (
         isolate_mounts, mount_staging, make_directory, write_file, attach_store, mount_overlay, detach_new, detach_bind, enter_root,
-        attach, symlink, mask, protect, protect_root, set_sysctl, set_hostname, loopback_up,
+        attach, symlink, mask, protect, protect_root, set_sysctl, set_hostname, loopback_up, configure_link,
     )
 }  # fmt: skip

@@ -6,6 +6,7 @@ container's directory: that lock, not a row or a pid, is what "running" means. W
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -16,7 +17,7 @@ import struct
 import termios
 import time
 
-from sandbox.runtime.init import cgroup, control, files, link, logfile, meter, pid1, streams, title
+from sandbox.runtime.init import cgroup, control, files, link, logfile, meter, netlink, pid1, steps, streams, title
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -66,6 +67,7 @@ class Container:
         self.written = _MUCH
         self.grave = ""
         self.health: health.Health | None = None
+        self.is_again = False
 
     # set up ---------------------------------------------------------------------------------------------------------
 
@@ -91,6 +93,7 @@ class Container:
             ) from err
         inner.close()
         self._close_unused({*joins, *inside})
+        self._attach_network()
         self._hand_over_mounts()
         self._follow_setup()
 
@@ -116,6 +119,40 @@ class Container:
         for fd in given:
             os.close(fd)
         self.stdio = [-1 if fd in given else fd for fd in self.stdio]
+
+    def _attach_network(self) -> None:
+        """Put one end of a new link into the container, the other into its network's bridge, and let it send from its own address."""
+        network = self.plan["network"]
+        if not network:
+            return
+        owner = netlink.owner_key(network["link"], network["mac"], network["address"])
+        try:
+            with netlink.Netlink() as net:
+                if self.is_again:  # Linux may still be at taking the last one away
+                    netlink.remove_link(net, network["link"])
+                netlink.add_veth(net, network["link"], network["index"], steps.LINK, self.pid, network["mac"])
+            with netlink.Netlink(netlink.NETFILTER) as net:
+                element = netlink.element(network["bridge"], netlink.OWNERS, [owner], family=netlink.BRIDGE)
+                net.transact([(netlink.NEW_ELEMENT, element, netlink.CREATE)])
+        except OSError as err:
+            message = f"network {network['name']}: {err.strerror}"
+            raise Refused({"event": "refused", "code": 125, "message": message, "step": "network", "errno": err.errno}) from err
+
+    def leave_network(self) -> None:
+        """Give the address back. The link went with the network namespace; what could send from it is forgotten."""
+        network = self.plan["network"]
+        if not network:
+            return
+        owner = netlink.owner_key(network["link"], network["mac"], network["address"])
+        try:
+            with netlink.Netlink(netlink.NETFILTER) as net:
+                element = netlink.element(network["bridge"], netlink.OWNERS, [owner], family=netlink.BRIDGE)
+                net.transact([(netlink.DEL_ELEMENT, element, 0)])
+        except OSError as err:
+            if err.errno != errno.ENOENT:  # the network was taken away, or its rules flushed
+                raise
+        finally:
+            files.remove_file(network["lease"])
 
     def _hand_over_mounts(self) -> None:
         """Write the id maps, then send init what only the host side can make: idmapped and bound host directories."""
@@ -388,6 +425,7 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
     if grave and container.written >= _MUCH:  # whoever sees the end may need the space
         files.remove_tree(grave)
     tell(container, result)
+    container.leave_network()
     if grave:  # nobody needs to wait for this
         files.remove_tree(grave)
 
@@ -460,7 +498,9 @@ class Restarts:
             if fd >= 0:
                 os.close(fd)
         before.close()
-        return Container(plan, None, [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)], before.title)
+        again = Container(plan, None, [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)], before.title)
+        again.is_again = True
+        return again
 
 
 def running_state(container: Container) -> dict[str, Any]:
@@ -479,6 +519,7 @@ def running_state(container: Container) -> dict[str, Any]:
         "into": group["into"] if group else None,
         "cgroup": group,
         "health": container.health.state if container.health else None,
+        "network": container.plan["network"],
     }
 
 

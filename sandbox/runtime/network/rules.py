@@ -11,8 +11,6 @@ from collections.abc import Iterable
 
 from sandbox.runtime.init import netlink as n
 
-OWNERS = "owners"
-"""The set of the bridge family that holds `netlink.owner_key`s."""
 _FORWARD, _POSTROUTING, _BRIDGE_PREROUTING = 2, 4, 0
 _ACCEPT, _DROP = 1, 0
 _EQUAL, _NOT = 0, 1
@@ -118,12 +116,12 @@ def _ip_sender(offset: int) -> bytes:
 
 def _honesty(bridge: str, owners: Iterable[bytes]) -> list[Request]:
     """What enters the bridge must come from the link, the MAC and the IPv4 address that belong together; nothing else passes."""
-    lookup = _expression("lookup", n.text(1, OWNERS), _number(2, _REGISTER), _number(4, _SET_ID))
+    lookup = _expression("lookup", n.text(1, n.OWNERS), _number(2, _REGISTER), _number(4, _SET_ID))
     sender = _meta(_IIFNAME) + _payload(_LINK, 6, 6, _REGISTER + 4)
     protocol = _payload(_LINK, 12, 2)
     keys = list(owners)
-    fill = [(n.NEW_ELEMENT, n.element(bridge, OWNERS, keys, family=n.BRIDGE), n.CREATE)] if keys else []
-    names = n.text(1, bridge) + n.text(2, OWNERS)
+    fill = [(n.NEW_ELEMENT, n.element(bridge, n.OWNERS, keys, family=n.BRIDGE), n.CREATE)] if keys else []
+    names = n.text(1, bridge) + n.text(2, n.OWNERS)
     members = n.nft_body(n.BRIDGE, names, _number(3, 0), _number(4, _KEY_TYPE), _number(5, _KEY_LENGTH), _number(10, _SET_ID))
     return [
         *_fresh_table(n.BRIDGE, bridge),
@@ -173,7 +171,7 @@ def drop_owner(bridge: str, link: str, mac: str, address: str) -> None:
     key = n.owner_key(link, mac, address)
     with n.Netlink(n.NETFILTER) as net:
         try:
-            net.transact([(n.DEL_ELEMENT, n.element(bridge, OWNERS, [key], family=n.BRIDGE), 0)])
+            net.transact([(n.DEL_ELEMENT, n.element(bridge, n.OWNERS, [key], family=n.BRIDGE), 0)])
         except OSError as err:
             if err.errno != 2:
                 raise
