@@ -99,7 +99,7 @@ def run_once(interpreter: Interpreter, cell: RunCell, code: CellCode, front: Cel
         outcome = interpreter.run(code, front, keep=False)
     completed = outcome.completed or Completed(outcome.exit_code, why="lost", reason=outcome.error[1])
     options = cell.options
-    result = cell_result(completed, program=invocation.chosen, network=options.network, memory_limit=options.memory)
+    result = cell_result(completed, program=invocation.chosen, network=options.network_name, memory_limit=options.memory)
     return Ended(result, _failure(outcome, completed, invocation, f"image {cell.image}", facts), outcome.values)
 
 
@@ -110,7 +110,7 @@ def run_in(session: Session, cell: RunCell, code: CellCode, front: CellFront, in
     if outcome.status == "timeout":
         reason = f"interrupted: ran longer than --timeout {cell.options.timeout:g}s; its variables are kept"
         completed = Completed(124, why="timeout", reason=reason, usage=Usage(wall=outcome.seconds))
-    result = cell_result(completed, program=f"session {session.name}, {invocation.chosen}", network=cell.options.network)
+    result = cell_result(completed, program=f"session {session.name}, {invocation.chosen}", network=cell.options.network_name)
     return Ended(result, _failure(outcome, completed, invocation, f"image {session.image}", facts), outcome.values)
 
 

@@ -93,7 +93,7 @@ class Cells:
         launch = partial(engine.launch, image, invocation.argv, options=options, streams=streams_in, mounts=mounts)
         with self._notebook.streams(cell.cell) as streams, launch() as running:
             completed = running.wait(streams.write)
-        result = display.cell_result(completed, program=invocation.chosen, network=options.network, memory_limit=options.memory)
+        result = display.cell_result(completed, program=invocation.chosen, network=options.network_name, memory_limit=options.memory)
         failure = None if completed.ok else failures.failure_of(completed, invocation, where=f"image {cell.image}", facts=facts)
         return Ended(result, failure, {})
 

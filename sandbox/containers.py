@@ -24,7 +24,7 @@ from sandbox.runtime.cgroups import Cgroup, Plan
 from sandbox.runtime.container import OnOutput, Running, Streams, completed
 from sandbox.runtime.init import cgroup, control
 from sandbox.runtime.plan import Handling
-from sandbox.runtime.spec import Completed, Health, Limits, Pack, Process
+from sandbox.runtime.spec import Completed, Health, Limits, Pack, Port, Process
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
@@ -116,6 +116,21 @@ class Container:
         """What its health check said last; `none` without one."""
         facts = self._state.facts.get("health")
         return facts["status"] if facts else "none"
+
+    @property
+    def address(self) -> str | None:
+        """Its address in its network while it runs."""
+        return (self._network or {}).get("address")
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """What is published while it runs, with the ports of this machine that were free."""
+        return tuple(Port(**each) for each in (self._network or {}).get("ports", ()))
+
+    @property
+    def _network(self) -> Mapping[str, Any] | None:
+        state = self._state
+        return state.facts.get("network") if state.status in ("running", "paused") else None
 
     def describe_status(self, now: datetime) -> str:
         """docker's words: `Up 5 minutes`, `Exited (1) 3 seconds ago`, `Created`."""
@@ -426,6 +441,7 @@ class Container:
                 "UsernsMode": spec.userns,
             },
             "Mounts": [{"Type": m.kind, "Source": m.source, "Destination": m.target, "RW": not m.read_only} for m in spec.mounts],
+            "NetworkSettings": _network_settings(spec.network, self._network),
             "Config": {
                 "Hostname": spec.hostname,
                 "User": spec.process.user,
@@ -439,6 +455,21 @@ class Container:
                 **({"Healthcheck": _healthcheck(spec.health)} if spec.health else {}),
             },
         }
+
+
+def _network_settings(name: str, network: Mapping[str, Any] | None) -> dict[str, Any]:
+    """docker's NetworkSettings."""
+    given = network or {}
+    settings = {
+        "IPAddress": given.get("address", ""),
+        "IPPrefixLen": given.get("prefix", 0),
+        "Gateway": given.get("gateway", ""),
+        "MacAddress": given.get("mac", ""),
+    }
+    ports: dict[str, list[dict[str, str]]] = {}
+    for port in (Port(**each) for each in given.get("ports", ())):
+        ports.setdefault(f"{port.container}/{port.protocol}", []).append({"HostIp": port.address, "HostPort": str(port.host)})
+    return {**settings, "Ports": ports, "Networks": {name: settings} if name != "none" else {}}
 
 
 def _healthcheck(health: Health) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Creator:
                 directory.mkdir(mode=0o700, parents=True)
                 mounts = (*self._mounts(found, directory, options), *extra)
                 self._make_upper(directory, found)
-                record = self._record_of(replace(spec, mounts=mounts), found, name, image, options)
+                made = replace(spec, mounts=mounts, names=(name, *options.network_alias))
+                record = self._record_of(made, found, name, image, options)
                 self._records.write(record)
             except BaseException:
                 self._records.remove(container_id, [name])
@@ -76,6 +77,7 @@ class Creator:
             address=options.ip,
             dns=options.dns,
             dns_search=options.dns_search,
+            ports=launch.make_ports(config, options),
             userns="host" if options.userns == "host" else "private",
             limits=launch.make_limits(options, launch.block_device_number),
             read_only=options.read_only,

@@ -24,6 +24,7 @@ from sandbox.options import RunOptions, parse_duration, parse_size
 from sandbox.pruning import Pruner, PruneReport
 from sandbox.records import ALIVE, Records, Status
 from sandbox.runtime.container import OnOutput, Running, Runtime, Streams
+from sandbox.runtime.network.networks import Networks
 from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, Limits, Mount
 from sandbox.starting import Starter
@@ -87,7 +88,12 @@ class Engine:
         self._transfers = Transfers(self._store)
         self._creator = Creator(self.root, self._store, self._records)
         self._starter = Starter(self._records, self._runtime)
-        self._pruner = Pruner(self._store, self._records, self._images, self._starter)
+        self._pruner = Pruner(self._store, self._records, self._images, self._starter, self._runtime.networks)
+
+    @property
+    def networks(self) -> Networks:
+        """The networks containers can be in."""
+        return self._runtime.networks
 
     def close(self) -> None:
         """End the helper process; detached containers live on."""

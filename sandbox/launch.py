@@ -15,7 +15,7 @@ from sandbox.oci import Healthcheck, RunConfig
 from sandbox.options import RunOptions, parse_signal, parse_size
 from sandbox.records import LogSettings
 from sandbox.runtime.security.kernel_files import check_sysctls
-from sandbox.runtime.spec import Device, Health, Limits, Process, Rate
+from sandbox.runtime.spec import Device, Health, Limits, Port, Process, Rate
 
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _LEAST_MEMORY = 6 << 20
@@ -160,7 +160,7 @@ def make_no_new_privileges(options: RunOptions) -> bool:
 
 def make_sysctls(options: RunOptions) -> tuple[tuple[str, str], ...]:
     """--sysctl; InvalidOption for what is not the container's own."""
-    check_sysctls(options.sysctl, own_network=options.network != "host")
+    check_sysctls(options.sysctl, own_network=options.network_name != "host")
     return options.sysctl
 
 
@@ -188,14 +188,29 @@ def _is_device(path: str) -> bool:
 
 def make_network(options: RunOptions) -> str:
     """none, host, or the name of a network; InvalidOption for what only makes sense in one."""
-    if options.ip is not None and options.network in ("none", "host"):
-        raise InvalidOption(f"--ip: --network {options.network} gives no addresses", hint="name a network")
+    wishes = {"--ip": options.ip, "--publish": options.publish, "--publish-all": options.publish_all}
+    asks = [flag for flag, given in wishes.items() if given]
+    if asks and options.network_name in ("none", "host"):
+        raise InvalidOption(f"{asks[0]}: --network {options.network_name} has no addresses of its own", hint="name a network")
     for server in options.dns:
         try:
             ipaddress.ip_address(server)
         except ValueError as err:
             raise InvalidOption(f"--dns {server!r}: not an IP address") from err
-    return options.network
+    return options.network_name
+
+
+def make_ports(config: RunConfig, options: RunOptions) -> tuple[Port, ...]:
+    """--publish, and with --publish-all what the image exposes beside that."""
+    asked = [each for given in options.publish for each in given]
+    ports = [Port(inside, host, address, "udp" if kind == "udp" else "tcp") for inside, host, address, kind in asked]
+    known = {(port.container, port.protocol) for port in ports}
+    for text in sorted(config.exposed_ports or ()) if options.publish_all else ():
+        number, _, kind = text.partition("/")
+        protocol: Literal["tcp", "udp"] = "udp" if kind == "udp" else "tcp"
+        if number.isdigit() and (int(number), protocol) not in known:
+            ports.append(Port(int(number), protocol=protocol))
+    return tuple(ports)
 
 
 def make_health(config: RunConfig, options: RunOptions) -> Health | None:

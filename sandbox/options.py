@@ -6,6 +6,7 @@ flag and raises InvalidOption; it never reads files or the environment (the face
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -207,6 +208,40 @@ def parse_restart(text: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3] or 0)
 
 
+def parse_publish(text: str) -> tuple[Published, ...]:
+    """docker's `[[ADDRESS:][HOST]:]PORT[/tcp|/udp]`; HOST and PORT may be ranges of one length. Without an address it is 127.0.0.1's
+    alone: a notebook is not opened to the network by accident. HOST 0: a free one."""
+    wrong = InvalidOption(f"--publish {text!r}: not of the form [[ADDRESS:][HOST]:]PORT[/udp]", hint="write 8080:80 or 0.0.0.0:8080:80")
+    match = _PUBLISH.fullmatch(text)
+    if match is None:
+        raise wrong
+    address = (match["address"] or "127.0.0.1").strip("[]")
+    try:
+        ipaddress.ip_address(address)
+    except ValueError as err:
+        raise wrong from err
+    inside = _port_range(match["inside"])
+    outside = _port_range(match["host"]) if match["host"] else [0] * len(inside)
+    if not inside or len(inside) != len(outside):
+        raise wrong
+    return tuple((port, host, address, match["kind"] or "tcp") for port, host in zip(inside, outside, strict=True))
+
+
+Published = tuple[int, int, str, str]
+"""A port of the container, of this machine, an address of this machine, tcp or udp."""
+_PUBLISH = re.compile(
+    r"(?:(?:(?P<address>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<host>[\d-]*):)?(?P<inside>[\d-]+)(?:/(?P<kind>tcp|udp))?", re.ASCII
+)
+
+
+def _port_range(text: str) -> list[int]:
+    first, dash, last = text.partition("-")
+    if not first or (dash and not last) or "-" in last:
+        return []
+    ports = list(range(int(first), int(last or first) + 1))
+    return ports if ports and ports[0] >= 1 and ports[-1] <= 65535 else []
+
+
 def parse_choice(*choices: str) -> Callable[[str], str]:
     """A converter that takes one of these words."""
 
@@ -281,7 +316,10 @@ class RunOptions:
     output_limit: int | None = None
     label: tuple[str, ...] = ()
     stop_signal: int | None = None
-    network: str = "none"
+    network: str | None = None
+    network_alias: tuple[str, ...] = ()
+    publish: tuple[tuple[Published, ...], ...] = ()
+    publish_all: bool = False
     ip: str | None = None
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
@@ -301,6 +339,11 @@ class RunOptions:
     log_opt: tuple[tuple[str, str], ...] = ()
     allow_unenforced: bool = False
     pull: str | None = None
+
+    @property
+    def network_name(self) -> str:
+        """none, host or a network: where nothing is said, none, but for a container that publishes ports."""
+        return self.network or ("bridge" if self.publish or self.publish_all else "none")
 
 
 RUN: tuple[Option, ...] = (
@@ -349,6 +392,9 @@ RUN: tuple[Option, ...] = (
     Option(("-l", "--label"), "label", "set a label on the container", "KEY=VALUE", repeat=True),
     Option(("--stop-signal",), "stop_signal", "signal that stops it", "SIGNAL", parse_signal),
     Option(("--network", "--net"), "network", "none (loopback only), host, bridge, or the name of a network", "NETWORK"),
+    Option(("--network-alias",), "network_alias", "another name for others in its network", "NAME", repeat=True),
+    Option(("-p", "--publish"), "publish", "a port of it here: [[ADDRESS:][HOST]:]PORT[/udp]", "PORT", parse_publish, repeat=True),
+    Option(("-P", "--publish-all"), "publish_all", "its image's ports, each on a free one of this machine", convert=None),
     Option(("--ip",), "ip", "the address it has in its network", "ADDRESS"),
     Option(("--dns",), "dns", "ask this name server", "ADDRESS", repeat=True),
     Option(("--dns-search",), "dns_search", "look names up in this domain too", "DOMAIN", repeat=True),

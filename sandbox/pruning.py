@@ -10,6 +10,7 @@ from sandbox.images import Images
 from sandbox.outplaces import abandoned
 from sandbox.records import Records
 from sandbox.runtime.init import files
+from sandbox.runtime.network.networks import Networks
 from sandbox.starting import Starter
 
 
@@ -26,11 +27,12 @@ class PruneReport:
 class Pruner:
     """Prunes one engine."""
 
-    def __init__(self, store: Store, records: Records, images: Images, starter: Starter) -> None:
+    def __init__(self, store: Store, records: Records, images: Images, starter: Starter, networks: Networks) -> None:
         self._store = store
         self._records = records
         self._images = images
         self._starter = starter
+        self._networks = networks
 
     def everything(self, *, all: bool = False) -> PruneReport:
         """Remove stopped containers, images without a name (`all`: without a container), unused snapshots and everything stray."""
@@ -47,6 +49,7 @@ class Pruner:
                 files.remove_tree(str(place))
             for link in self._records.stale_names():
                 link.unlink(missing_ok=True)
+        self._networks.prune()
         return replace(self.images(all=all), containers=tuple(record.id for record in removed))
 
     def containers(self) -> PruneReport:

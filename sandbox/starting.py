@@ -74,7 +74,7 @@ class Starter:
         if state.status == "running":
             return self._runtime.exec(record.spec, int(state.facts["pid"]), process, streams)
         self.prepare(record)
-        spec = replace(record.spec, process=process, network="none", address=None, timeout=None, read_only=False)
+        spec = replace(record.spec, process=process, network="none", address=None, ports=(), timeout=None, read_only=False)
         return self._runtime.start(spec, Handling(remove=False, record=False), streams)
 
     def remove(self, record: Record) -> None:

@@ -68,6 +68,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "update": Verb("containers", "update", "Change the limits of containers"),
         "rm": Verb("containers", "rm", "Remove containers"),
         "top": Verb("watching", "top", "List the processes of a container"),
+        "port": Verb("containers", "port", "Show which ports of this machine lead into a container"),
         "stats": Verb("watching", "stats", "Show what containers use, live"),
         "cp": Verb("copy", "cp", "Copy files between a container and this machine"),
         "diff": Verb("containers", "diff", "List what changed in a container's file system"),
@@ -130,6 +131,16 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
             "remove": Verb("kernelspec.command", "remove", "Remove kernels of ours"),
             "doctor": Verb("kernelspec.command", "doctor", "Say whether each could start"),
             "reset": Verb("kernelspec.command", "reset", "Drop the containers of kernels"),
+        },
+    ),
+    "network": (
+        "Manage networks",
+        {
+            "create": Verb("networks", "create", "Make a network"),
+            "inspect": Verb("networks", "inspect", "Show everything about networks as JSON"),
+            "ls": Verb("networks", "ls", "List networks"),
+            "prune": Verb("networks", "prune", "Remove networks that no container is in"),
+            "rm": Verb("networks", "rm", "Remove networks"),
         },
     ),
     "builder": (

@@ -15,11 +15,12 @@ from sandbox.cli.flags import Converted, given, verb
 from sandbox.cli.formatting import Field, Lines, Listing, age_text, labels_text, quoted, short_id, shortened, show, time_text
 from sandbox.cli.images import format_option, no_trunc_option, quiet_option, refuse_terminal
 from sandbox.cli.invocation import complete_containers, each, engine, write_bytes
-from sandbox.errors import ContainerNotFound, ImageError, InvalidOption, InvalidReference
+from sandbox.errors import ContainerNotFound, ImageError, InvalidOption, InvalidReference, NetworkError
 from sandbox.options import RUN, RunOptions, parse_duration, parse_signal
 
 if TYPE_CHECKING:
     from sandbox.engine import Container, Engine, LogLine
+    from sandbox.runtime.spec import Port
 
 _COMMAND = 20  # docker's width of this column
 names_argument = click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=complete_containers)
@@ -77,6 +78,16 @@ class Shown:
         return list(self._facts.get("Mounts") or [])
 
 
+def port_text(port: Port) -> str:
+    """docker's `127.0.0.1:8080->80/tcp`."""
+    return f"{_host_side(port)}->{port.container}/{port.protocol}"
+
+
+def _host_side(port: Port) -> str:
+    address = f"[{port.address}]" if ":" in port.address else port.address
+    return f"{address}:{port.host}"
+
+
 def _mounts_text(shown: Shown) -> str:
     return ",".join(str(mount.get("Name") or mount.get("Source") or "") for mount in shown.mounts)
 
@@ -96,7 +107,7 @@ CONTAINERS: Listing[Shown] = Listing(
         Field("Mounts", "MOUNTS", _mounts_text),
         Field("Names", "NAMES", lambda s: s.container.name),
         Field("Networks", "NETWORKS", lambda s: str(s.fact("HostConfig", "NetworkMode") or "")),
-        Field("Ports", "PORTS", lambda s: ""),
+        Field("Ports", "PORTS", lambda s: ", ".join(port_text(port) for port in s.container.ports)),
         Field("RunningFor", "CREATED", lambda s: age_text(s.container.created, s.now)),
         Field("State", "STATE", lambda s: s.container.status),
         Field("Status", "STATUS", lambda s: s.container.describe_status(s.now)),
@@ -382,3 +393,17 @@ def export(name: str, output: str | None) -> None:
     refuse_terminal(output)
     with engine() as opened:
         opened.container(name).export(output if output is not None else sys.stdout.buffer)
+
+
+@verb("port")
+@name_argument
+@click.argument("port", required=False, metavar="[PORT[/PROTOCOL]]")
+def port(name: str, port: str | None) -> None:
+    """Show which ports of this machine lead into a container."""
+    with engine() as opened:
+        container = opened.container(name)
+        wanted = f"{port}/tcp" if port and "/" not in port else port
+        found = [each for each in container.ports if wanted in (None, f"{each.container}/{each.protocol}")]
+        if port and not found:
+            raise NetworkError(f"container {container.name}: its port {wanted} is not published")
+        show(Lines(tuple(_host_side(each) if port else f"{each.container}/{each.protocol} -> {_host_side(each)}" for each in found)))

@@ -92,7 +92,7 @@ class Runtime:
         if os.geteuid() != 0:
             hint = "use --network none or --network host"
             raise Unsupported(f"network {spec.network}: an ordinary user cannot make one yet", feature="network", hint=hint)
-        return self.networks.attached(spec.network, spec.id, spec.address)
+        return self.networks.attached(spec, spec.dns or _name_servers(_resolv_conf()))
 
     def _plan(self, spec: ContainerSpec, handling: Handling, streams: Streams, network: dict[str, Any] | None) -> dict[str, Any]:
         record = self.record(spec.id)
@@ -424,6 +424,11 @@ def _capabilities(spec: ContainerSpec) -> tuple[str, ...]:
     """What its processes hold; our own bounding set limits it in our own user namespace."""
     status = Path("/proc/self/status").read_text() if spec.userns == "host" else "CapBnd: 0"
     return capabilities(spec, int(status.partition("CapBnd:")[2].split()[0], 16))
+
+
+def _name_servers(resolv_conf: str) -> list[str]:
+    """The addresses in it."""
+    return [line.split()[1] for line in resolv_conf.splitlines() if line.startswith("nameserver") and len(line.split()) > 1]
 
 
 def _resolv_conf() -> str:

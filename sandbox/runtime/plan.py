@@ -6,7 +6,6 @@ A plan is JSON: it travels to the spawner in a memfd and can be printed with SAN
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any  # a plan is JSON
@@ -14,6 +13,7 @@ from typing import Any  # a plan is JSON
 from sandbox.errors import InvalidOption, Unsupported
 from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.init.program import CAPABILITIES
+from sandbox.runtime.init.resolver import ADDRESS, PORT
 from sandbox.runtime.security.capabilities import choose_capabilities
 from sandbox.runtime.security.kernel_files import DEVICES, MASKED, PROTECTED, sysctl_file
 from sandbox.runtime.spec import ContainerSpec, Mount, Process
@@ -208,8 +208,15 @@ def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
         *([("protect_root", {})] if spec.read_only else []),
         ("set_hostname", {"name": spec.hostname}),
         *([("loopback_up", {})] if spec.network != "host" else []),
-        *(([("configure_link", {key: site.network[key] for key in ("address", "prefix", "gateway")})]) if site.network else []),
+        *_network_steps(site.network),
     ]
+
+
+def _network_steps(network: Mapping[str, Any] | None) -> list[Step]:
+    if network is None:
+        return []
+    link: Step = ("configure_link", {key: network[key] for key in ("address", "prefix", "gateway")})
+    return [link, ("open_resolver", {"address": ADDRESS, "port": PORT})]
 
 
 def _inside(path: str, site: Site) -> str:
@@ -282,20 +289,16 @@ def _file(number: int, mount: Mount) -> dict[str, Any]:
 
 
 def _resolv_conf(spec: ContainerSpec, site: Site) -> str:
-    """The host's, but for servers on the host's loopback, which another network does not reach; --dns and --dns-search replace."""
+    """The host's; in a network our own name server, which asks the host's. --dns and --dns-search replace."""
     if spec.network == "none" and not spec.dns:
         return ""
     lines = [line for line in site.resolv_conf.splitlines() if line.strip() and not line.startswith(("#", ";"))]
-    if spec.network != "host":
-        lines = [line for line in lines if not _LOOPBACK_SERVER.match(line)]
-    if spec.dns:
-        lines = [*(line for line in lines if not line.startswith("nameserver")), *(f"nameserver {server}" for server in spec.dns)]
+    servers = [ADDRESS] if site.network else spec.dns
+    if servers:
+        lines = [*(line for line in lines if not line.startswith("nameserver")), *(f"nameserver {server}" for server in servers)]
     if spec.dns_search:
         lines = [*(line for line in lines if not line.startswith(("search", "domain"))), f"search {' '.join(spec.dns_search)}"]
     return "".join(f"{line}\n" for line in lines)
-
-
-_LOOPBACK_SERVER = re.compile(r"nameserver\s+(127\.|::1\s*$)")
 
 
 def _hosts(spec: ContainerSpec, site: Site) -> str:

@@ -101,6 +101,16 @@ class Rootfs:
 
 
 @dataclass(frozen=True)
+class Port:
+    """A port of the container published at `address` of the host, as `host` (0: a free one)."""
+
+    container: int
+    host: int = 0
+    address: str = "127.0.0.1"
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
+@dataclass(frozen=True)
 class Health:
     """How a container is asked whether it is well: `argv` is run inside every `interval` seconds (`start_interval` until
     `start_period` is over, while failures do not count); `retries` failures in a row, or longer than `timeout`, and it is not."""
@@ -126,6 +136,9 @@ class ContainerSpec:
     """The address it wants in its network."""
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """What others in its network may call it."""
+    ports: tuple[Port, ...] = ()
     userns: Literal["private", "host"] = "private"
     limits: Limits = Limits()
     mounts: tuple[Mount, ...] = ()

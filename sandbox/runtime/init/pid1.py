@@ -52,7 +52,10 @@ def run(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]
         try:
             steps.perform(plan["steps"], setup)
         finally:
-            link.send(supervisor, {"event": "ready", "stubs": setup.stubs})
+            resolver = [setup.resolver] if setup.resolver >= 0 else []
+            link.send(supervisor, {"event": "ready", "stubs": setup.stubs}, resolver)
+            for fd in resolver:
+                os.close(fd)
         code = serve_program(plan, supervisor, stdio)
     except steps.StepError as err:
         say(supervisor, {"event": "refused", "code": 125, "message": str(err), "step": err.step, "errno": err.errno})

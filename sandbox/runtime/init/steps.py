@@ -26,12 +26,13 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
 class Setup:
-    """What the steps share: detached mounts by name, and the mount points they had to create (`stubs`)."""
+    """What the steps share: detached mounts by name, the mount points they had to create (`stubs`), the name server's socket."""
 
     def __init__(self, mounts: dict[str, int]) -> None:
         self.mounts = mounts
         self.stubs: list[str] = []
         self.root_device = -1
+        self.resolver = -1
 
 
 class StepError(Exception):
@@ -259,10 +260,17 @@ def configure_link(setup: Setup, address: str, prefix: int, gateway: str) -> Non
             netlink.add_default_route(net, index, gateway)
 
 
+def open_resolver(setup: Setup, address: str, port: int) -> None:
+    """The socket of the container's name server, which the supervisor serves."""
+    end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    end.bind((address, port))
+    setup.resolver = end.detach()
+
+
 STEPS: dict[str, Callable[..., None]] = {
     step.__name__: step
     for step in (
         isolate_mounts, mount_staging, make_directory, write_file, attach_store, mount_overlay, detach_new, detach_bind, enter_root,
-        attach, symlink, mask, protect, protect_root, set_sysctl, set_hostname, loopback_up, configure_link,
+        attach, symlink, mask, protect, protect_root, set_sysctl, set_hostname, loopback_up, configure_link, open_resolver,
     )
 }  # fmt: skip

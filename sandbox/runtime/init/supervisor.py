@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import resource
 import select
@@ -17,7 +18,7 @@ import struct
 import termios
 import time
 
-from sandbox.runtime.init import cgroup, control, files, link, logfile, meter, netlink, pid1, steps, streams, title
+from sandbox.runtime.init import cgroup, control, files, link, logfile, meter, netlink, pid1, proxy, resolver, steps, streams, title
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -68,6 +69,8 @@ class Container:
         self.grave = ""
         self.health: health.Health | None = None
         self.is_again = False
+        self.resolver: resolver.Resolver | None = None
+        self.proxy = 0
 
     # set up ---------------------------------------------------------------------------------------------------------
 
@@ -126,6 +129,7 @@ class Container:
         if not network:
             return
         owner = netlink.owner_key(network["link"], network["mac"], network["address"])
+        self._publish(network)
         try:
             with netlink.Netlink() as net:
                 if self.is_again:  # Linux may still be at taking the last one away
@@ -137,6 +141,30 @@ class Container:
         except OSError as err:
             message = f"network {network['name']}: {err.strerror}"
             raise Refused({"event": "refused", "code": 125, "message": message, "step": "network", "errno": err.errno}) from err
+
+    def _publish(self, network: dict[str, Any]) -> None:
+        """Take the host's ports, and pass on what comes."""
+        if not network["ports"]:
+            return
+        listeners: list[socket.socket] = []
+        try:
+            for port in network["ports"]:
+                listeners.append(proxy.listen(port))
+            network["ports"] = [{**p, "host": each.getsockname()[1]} for p, each in zip(network["ports"], listeners, strict=True)]
+            self.proxy = proxy.start(listeners, [(network["address"], port["container"]) for port in network["ports"]])
+        except OSError as err:
+            message = f"port {err.filename}: {(err.strerror or str(err)).lower()}"
+            raise Refused({"event": "refused", "code": 125, "message": message, "step": "port", "errno": err.errno}) from err
+        finally:
+            for listener in listeners:
+                listener.close()
+
+    def _unpublish(self) -> None:
+        """Free the ports: they can be taken again when the container's end is told."""
+        if self.proxy:
+            os.kill(self.proxy, signal.SIGKILL)
+            os.waitpid(self.proxy, 0)
+            self.proxy = 0
 
     def leave_network(self) -> None:
         """Give the address back. The link went with the network namespace; what could send from it is forgotten."""
@@ -181,6 +209,8 @@ class Container:
                 raise Refused(message)
             if message["event"] == "ready":
                 self.stubs = message["stubs"]
+                if fds:
+                    self.resolver = resolver.Resolver(socket.socket(fileno=fds[0]), self.plan["network"])
                 self.started = time.time()
                 _record(self.plan, running_state(self))  # while the program starts; should it not, its end is recorded over this
             elif message["event"] == "terminal":
@@ -231,6 +261,9 @@ class Container:
             watched[self.meter[1]] = "meter"
         if self.health and self.health.fileno() >= 0:
             watched[self.health.fileno()] = self._take_health
+        if self.resolver:
+            for fd in self.resolver.fds():
+                watched[fd] = functools.partial(self.resolver.serve, fd)
         for fd in watched:
             poll.register(fd, select.POLLIN)
         for pump in self.pumps:
@@ -382,6 +415,7 @@ class Container:
         """Kill what is left, remove the cgroups and the stubs. Safe to call at any point of the set-up."""
         if self.pid and self.status is None:
             self._kill_init()
+        self._unpublish()
         if self.plan["cgroup"]:
             cgroup.remove(self.plan["cgroup"]["groups"])
         is_buried = self.grave and self.plan["upper"].startswith(self.plan["directory"] + "/")
@@ -391,6 +425,8 @@ class Container:
     def close(self) -> None:
         """Let go of what belonged to this run, before the next."""
         self.link.close()
+        if self.resolver:
+            self.resolver.close()
         os.close(self.pidfd)
         for pump in self.pumps:
             pump.close()

@@ -15,6 +15,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any  # an attachment is JSON
 
@@ -23,6 +24,7 @@ import msgspec
 from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound, WrongState
 from sandbox.runtime.init import netlink as n
 from sandbox.runtime.network import rules
+from sandbox.runtime.spec import ContainerSpec
 
 DEFAULT = "bridge"
 _RESERVED = ("none", "host", "default", "container")
@@ -53,11 +55,12 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """Who has an address: the container, from when on (seconds since 1970), and the process that started it."""
+    """Who has an address: the container with its names, from when on (seconds since 1970), and the process that started it."""
 
     container: str
     since: float
     process: int
+    names: tuple[str, ...] = ()
 
 
 class Networks:
@@ -149,24 +152,28 @@ class Networks:
         return removed
 
     @contextlib.contextmanager
-    def attached(self, name: str, container_id: str, address: str | None = None) -> Iterator[dict[str, Any]]:
+    def attached(self, spec: ContainerSpec, servers: Sequence[str]) -> Iterator[dict[str, Any]]:
         """An address for a container that is being started, and all its supervisor needs to know; given back if the block fails.
+        `servers`: who is asked for names of elsewhere.
 
         NetworkNotFound; NetworkError when no address is left or Linux refuses the bridge.
         """
+        name, container_id = spec.network, spec.id
         network = self.find(name)
         with self._locked():
             try:
                 index = self._set_up(network)
             except OSError as err:
                 raise NetworkError(f"network {name}: {err.strerror}", hint="`sandbox doctor` says what is missing") from err
-            chosen = self._lease(network, container_id, address)
+            chosen = self._lease(network, spec)
         lease = self._place(name) / chosen
         link, mac = f"{rules.port_prefix(network.bridge)}{container_id[:7]}", _mac(chosen)
         try:
             yield {
                 "name": name, "bridge": network.bridge, "index": index, "link": link, "mac": mac, "address": chosen,
                 "prefix": network.addresses.prefixlen, "gateway": "" if network.internal else network.gateway, "lease": str(lease),
+                "containers": str(self._root / "containers"), "servers": [] if network.internal else list(servers),
+                "ports": [asdict(port) for port in spec.ports],
             }  # fmt: skip
         except BaseException:
             lease.unlink(missing_ok=True)
@@ -201,7 +208,8 @@ class Networks:
 
     # addresses
 
-    def _lease(self, network: Network, container_id: str, wanted: str | None) -> str:
+    def _lease(self, network: Network, spec: ContainerSpec) -> str:
+        wanted = spec.address
         taken = {address: lease for address, lease in self._leases(network) if self._is_held(lease)}
         free = (
             self._wanted(network, wanted) if wanted else (str(host) for host in network.addresses.hosts() if str(host) != network.gateway)
@@ -210,7 +218,8 @@ class Networks:
         if address is None:
             full = f"address {wanted} is taken" if wanted else f"all {len(taken)} addresses of {network.subnet} are taken"
             raise NetworkError(f"network {network.name}: {full}", hint="remove containers, or create a network with a larger --subnet")
-        (self._place(network.name) / address).write_bytes(msgspec.json.encode(Lease(container_id, time.time(), os.getpid())))
+        names = tuple(dict.fromkeys((*spec.names, spec.hostname, spec.id[:12])))
+        (self._place(network.name) / address).write_bytes(msgspec.json.encode(Lease(spec.id, time.time(), os.getpid(), names)))
         return address
 
     def _wanted(self, network: Network, text: str) -> Iterator[str]:

@@ -1,0 +1,224 @@
+"""Published ports: connections to the host's ports, passed on to the container; datagrams too.
+
+A child of the supervisor that ends with it. It holds the listening sockets, so nobody else can take the ports meanwhile; what it
+connects to sees the gateway as the other side. One thread, nothing blocks: a slow reader slows its own connection only.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+
+from sandbox.runtime.init import pid1
+from sandbox.runtime.init import syscalls as s
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+_CHUNK = 1 << 18
+_IDLE = 60.0
+"""Seconds after which a datagram's sender is forgotten."""
+_MOST_SENDERS = 1024
+_BACKLOG = 128
+
+
+def listen(port: Mapping[str, Any]) -> socket.socket:
+    """The host's side of one published port; OSError when it is taken."""
+    family = socket.AF_INET6 if ":" in port["address"] else socket.AF_INET
+    kind = socket.SOCK_DGRAM if port["protocol"] == "udp" else socket.SOCK_STREAM
+    listener = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        if kind == socket.SOCK_STREAM:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((port["address"], port["host"]))
+        if kind == socket.SOCK_STREAM:
+            listener.listen(_BACKLOG)
+    except OSError as err:
+        listener.close()
+        err.filename = f"{port['address']}:{port['host']}"
+        raise
+    return listener
+
+
+def start(listeners: Sequence[socket.socket], targets: Sequence[tuple[str, int]]) -> int:
+    """Fork the proxy; its pid. `targets`: where each listener leads to."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            s.prctl(s.PR_SET_PDEATHSIG, signal.SIGKILL)
+            s.prctl_name("sandbox-proxy")
+            pid1.close_others({0, 1, 2, *(each.fileno() for each in listeners)})
+            _Proxy(listeners, targets).serve()
+        finally:
+            os._exit(0)
+    return pid
+
+
+class _Proxy:
+    """`ready`: descriptor → what to do when it can be read or written."""
+
+    def __init__(self, listeners: Sequence[socket.socket], targets: Sequence[tuple[str, int]]) -> None:
+        self._poll = select.poll()
+        self._ready: dict[int, Callable[[int], object]] = {}
+        self._senders: dict[tuple[int, Any], _Sender] = {}
+        for listener, target in zip(listeners, targets, strict=True):
+            is_stream = listener.type == socket.SOCK_STREAM
+            self.watch(listener, select.POLLIN, self._acceptor(listener, target) if is_stream else self._receiver(listener, target))
+
+    def serve(self) -> None:
+        """Until it is killed."""
+        while True:
+            for fd, events in self._poll.poll(_IDLE * 1000):
+                action = self._ready.get(fd)  # it may have been closed by the one before
+                if action is not None:
+                    action(events)
+            if len(self._senders) > _MOST_SENDERS // 2:
+                self._forget_idle()
+
+    def watch(self, end: socket.socket, events: int, action: Callable[[int], object]) -> None:
+        self._ready[end.fileno()] = action
+        self._poll.register(end.fileno(), events)
+
+    def change(self, end: socket.socket, events: int) -> None:
+        self._poll.modify(end.fileno(), events)
+
+    def drop(self, end: socket.socket) -> None:
+        if end.fileno() >= 0:
+            self._poll.unregister(end.fileno())
+            del self._ready[end.fileno()]
+            end.close()
+
+    def _acceptor(self, listener: socket.socket, target: tuple[str, int]) -> Callable[[int], None]:
+        def accept(_: int) -> None:
+            try:
+                client, _ = listener.accept()
+            except OSError:  # gone again, or no descriptor left
+                return
+            client.setblocking(False)
+            server = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            try:
+                server.connect(target)
+            except BlockingIOError:
+                pass  # on its way
+            except OSError:
+                client.close()
+                server.close()
+                return
+            _Connection(self, client, server)
+
+        return accept
+
+    def _receiver(self, listener: socket.socket, target: tuple[str, int]) -> Callable[[int], None]:
+        def receive(_: int) -> None:
+            try:
+                data, sender = listener.recvfrom(65536)
+            except OSError:
+                return
+            key = (listener.fileno(), sender)
+            if key not in self._senders:
+                if len(self._senders) >= _MOST_SENDERS:
+                    return  # a datagram may be lost
+                self._senders[key] = _Sender(self, listener, sender, target)
+            self._senders[key].send(data)
+
+        return receive
+
+    def _forget_idle(self) -> None:
+        now = time.monotonic()
+        for key, sender in list(self._senders.items()):
+            if now - sender.last > _IDLE:
+                self.drop(sender.end)
+                del self._senders[key]
+
+
+class _Sender:
+    """Whoever sends datagrams, and the socket that takes the answers to them."""
+
+    def __init__(self, proxy: _Proxy, listener: socket.socket, sender: Any, target: tuple[str, int]) -> None:
+        self.end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self.end.connect(target)
+        self.last = time.monotonic()
+        self._listener, self._sender = listener, sender
+        proxy.watch(self.end, select.POLLIN, self._answer)
+
+    def send(self, data: bytes) -> None:
+        self.last = time.monotonic()
+        try:
+            self.end.send(data)
+        except OSError:
+            return  # nobody listens
+
+    def _answer(self, _: int) -> None:
+        try:
+            self._listener.sendto(self.end.recv(65536), self._sender)
+        except OSError:
+            return
+
+
+class _Connection:
+    """Two sockets, and what one of them has sent that the other has not taken yet."""
+
+    def __init__(self, proxy: _Proxy, client: socket.socket, server: socket.socket) -> None:
+        self._proxy = proxy
+        self._ends = (client, server)
+        self._pending = [b"", b""]  # for client, for server
+        self._open = [True, True]  # whether it still sends
+        self._connecting = True
+        proxy.watch(client, 0, lambda events: self._serve(0, events))
+        proxy.watch(server, select.POLLOUT, lambda events: self._serve(1, events))
+
+    def _serve(self, side: int, events: int) -> None:
+        try:
+            if self._connecting and side == 1:
+                if error := self._ends[1].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    raise OSError(error, os.strerror(error))
+                self._connecting = False
+            if events & select.POLLOUT and self._pending[side]:
+                self._write(side)
+            if events & (select.POLLIN | select.POLLHUP) and self._open[side] and not self._pending[1 - side]:
+                self._read(side)
+            if events & select.POLLERR:
+                raise ConnectionResetError
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._close()
+            return
+        if not any(self._open) and not any(self._pending):
+            self._close()
+            return
+        self._wait()
+
+    def _read(self, side: int) -> None:
+        data = self._ends[side].recv(_CHUNK)
+        other = 1 - side
+        if data:
+            self._pending[other] = data
+            self._write(other)
+        else:
+            self._open[side] = False
+            self._ends[other].shutdown(socket.SHUT_WR)
+
+    def _write(self, side: int) -> None:
+        sent = self._ends[side].send(self._pending[side])
+        self._pending[side] = self._pending[side][sent:]
+
+    def _wait(self) -> None:
+        if self._connecting:
+            return
+        for side in (0, 1):
+            events = select.POLLOUT if self._pending[side] else 0
+            if self._open[side] and not self._pending[1 - side]:
+                events |= select.POLLIN
+            self._proxy.change(self._ends[side], events)
+
+    def _close(self) -> None:
+        for end in self._ends:
+            self._proxy.drop(end)
