@@ -124,6 +124,15 @@ class SetupFailed(SandboxError):
     """The container could not be set up; nothing of it is left."""
 
 
+class PortTaken(SetupFailed):
+    """A port of this machine that was to be published has another owner."""
+
+    def __init__(self, message: str, *, port: int, protocol: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.port = port
+        self.protocol = protocol
+
+
 class Unsupported(SetupFailed):
     """This host does not offer `feature`."""
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal, Self  # Any: plans and reports are JSON
 
-from sandbox.errors import SetupFailed, Unsupported
+from sandbox.errors import PortTaken, SetupFailed, Unsupported
 from sandbox.runtime import cgroups
 from sandbox.runtime.init import files, link, procs
 from sandbox.runtime.network.networks import Networks
+from sandbox.runtime.network.ports import owner_of
 from sandbox.runtime.plan import Handling, Site, capabilities, make_plan, process_plan
 from sandbox.runtime.security import seccomp
 from sandbox.runtime.spawner import Spawner, hand_over
@@ -167,7 +168,11 @@ class Place:
         """As Runtime.start; once."""
         with self._runtime._attached(spec) as network:
             plan = self._runtime._plan(spec, handling, streams, network)
-            return _hand_over(self._supervisor, plan, streams, spec.limits, spec.timeout)
+            try:
+                return _hand_over(self._supervisor, plan, streams, spec.limits, spec.timeout)
+            except PortTaken as err:
+                owner = owner_of(self._runtime.root, err.port, err.protocol)
+                raise PortTaken(f"{err}{owner and f' by {owner}'}", port=err.port, protocol=err.protocol) from err
 
 
 def _hand_over(supervisor: socket.socket, plan: Mapping[str, Any], streams: Streams, limits: Limits, timeout: float | None) -> Running:
@@ -473,6 +478,8 @@ def raise_refused(message: Mapping[str, Any]) -> None:
     if message["event"] == "lost":
         raise SetupFailed("supervisor: killed while the container was set up")
     if message["code"] == 125:
+        if message.get("taken"):
+            raise PortTaken(message["message"], port=message["taken"][0], protocol=message["taken"][1])
         if message.get("errno") in (1, 38, 95):  # EPERM, ENOSYS, EOPNOTSUPP
             raise Unsupported(
                 message["message"], feature=str(message.get("step")), hint="run `sandbox doctor` to see what this host allows"

@@ -73,8 +73,8 @@ def test_forgotten_cgroup_is_found_by_its_containers_id(root: Path) -> None:
 @pytest.mark.parametrize(
     ("plant", "found"),
     [
-        ("ip link add jsb0 type bridge", "network device: jsb0"),
-        ("nft add table inet jupyter-sandbox", "nftables: table inet jupyter-sandbox"),
+        ("ip link add sbx0 type bridge", "network device: sbx0"),
+        ("nft add table inet sbx0", "nftables: table inet sbx0"),
     ],
 )
 def test_forgotten_network_is_found(plant: str, found: str) -> None:

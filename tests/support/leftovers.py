@@ -15,12 +15,11 @@ from pathlib import Path
 
 from sandbox.runtime import cgroups
 from sandbox.runtime.container import engine_mark
+from sandbox.runtime.network.networks import bridge_prefix
 
-_MARK = "jupyter-sandbox"
-"""What everything of ours on the host has in its name: cgroups' parent, nftables table."""
 _PATIENCE = 2.0
-_DEVICES = ("jsb", "jsv")
-"""Prefixes of our network devices (bridge, veth)."""
+_BRIDGES = "sbx"
+"""How our bridges and nftables' tables begin; a link of ours is in a bridge, or called by it."""
 
 
 def nothing_left(root: Path) -> None:
@@ -50,12 +49,12 @@ def _ends(pid: int) -> bool:
 def left(root: Path) -> list[str]:
     """What the engine with this root has left behind; a line each."""
     ids = frozenset(os.listdir(root / "containers")) if (root / "containers").is_dir() else frozenset()
-    return [*_mounts(root), *_processes(root), *_groups(ids | {f"{engine_mark(root)}."}), *_network()]
+    return [*_mounts(root), *_processes(root), *_groups(ids | {f"{engine_mark(root)}."}), *_network(bridge_prefix(root))]
 
 
 def everything_left(before: frozenset[str] = frozenset()) -> list[str]:
     """What any engine has left behind since `before` (an earlier answer, for a machine where others run engines too)."""
-    found = [*_groups(None), *_network()]
+    found = [*_groups(None), *_network(_BRIDGES)]
     return [line for line in found if line not in before]
 
 
@@ -105,10 +104,12 @@ def _groups(ids: frozenset[str] | None) -> Iterator[str]:
             yield from (f"cgroup: {directory}" for directory in directories)
 
 
-def _network() -> Iterator[str]:
+def _network(bridges: str) -> Iterator[str]:
+    """Bridges and tables that begin so, and the links that go with them."""
+    links = "v" + bridges.removeprefix(_BRIDGES)
     for _, device in socket.if_nameindex():
-        if device.startswith(_DEVICES):
+        if device.startswith(bridges) or (device.startswith(links) and len(device) == 15):
             yield f"network device: {device}"
     if shutil.which("nft"):
         tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
-        yield from (f"nftables: {line}" for line in tables.splitlines() if _MARK in line)
+        yield from (f"nftables: {line}" for line in tables.splitlines() if line.split()[-1].startswith(bridges))

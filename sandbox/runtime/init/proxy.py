@@ -40,9 +40,8 @@ def listen(port: Mapping[str, Any]) -> socket.socket:
         listener.bind((port["address"], port["host"]))
         if kind == socket.SOCK_STREAM:
             listener.listen(_BACKLOG)
-    except OSError as err:
+    except OSError:
         listener.close()
-        err.filename = f"{port['address']}:{port['host']}"
         raise
     return listener
 

@@ -147,14 +147,18 @@ class Container:
         if not network["ports"]:
             return
         listeners: list[socket.socket] = []
+        port: dict[str, Any] = {}
         try:
             for port in network["ports"]:
                 listeners.append(proxy.listen(port))
             network["ports"] = [{**p, "host": each.getsockname()[1]} for p, each in zip(network["ports"], listeners, strict=True)]
             self.proxy = proxy.start(listeners, [(network["address"], port["container"]) for port in network["ports"]])
         except OSError as err:
-            message = f"port {err.filename}: {(err.strerror or str(err)).lower()}"
-            raise Refused({"event": "refused", "code": 125, "message": message, "step": "port", "errno": err.errno}) from err
+            message = f"port {port['address']}:{port['host']}: {(err.strerror or str(err)).lower()}"
+            taken = [port["host"], port["protocol"]] if err.errno == errno.EADDRINUSE else None
+            raise Refused(
+                {"event": "refused", "code": 125, "message": message, "step": "port", "errno": err.errno, "taken": taken}
+            ) from err
         finally:
             for listener in listeners:
                 listener.close()
