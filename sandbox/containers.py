@@ -24,7 +24,7 @@ from sandbox.runtime.cgroups import Cgroup, Plan
 from sandbox.runtime.container import OnOutput, Running, Streams, completed
 from sandbox.runtime.init import cgroup, control
 from sandbox.runtime.plan import Handling
-from sandbox.runtime.spec import Completed, Health, Limits, Pack, Port, Process
+from sandbox.runtime.spec import Completed, Health, Limits, Mount, Pack, Port, Process
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
@@ -175,8 +175,9 @@ class Container:
             raise WrongState(f"container {self.name}: was never started", wanted="running", actual=self.status)
         return done
 
-    def remove(self, *, force: bool = False) -> None:
-        """Remove it with all it wrote; WrongState while it runs, unless `force` ends it first."""
+    def remove(self, *, force: bool = False, volumes: bool = False) -> None:
+        """Remove it with all it wrote, but for its volumes: with `volumes` those without a name go too. WrongState while it runs, unless
+        `force` ends it first."""
         if self.status in ALIVE:
             if not force:
                 raise WrongState(
@@ -186,6 +187,8 @@ class Container:
             self._signal(signal.SIGKILL)
             self._wait_ended(None)
         self._engine._starter.remove(self._record)
+        if volumes:
+            self._engine.volumes.remove_anonymous([mount.source for mount in self._record.spec.mounts])
 
     def pause(self) -> None:
         """Stop all its processes where they are; WrongState when it does not run, Unsupported without a freezer."""
@@ -398,6 +401,13 @@ class Container:
         """Unpack a tar below the directory `path` of the container; nothing can land outside of it."""
         self._engine._starter.unpack(self._record, self._state, path, tar)
 
+    def _mount_row(self, mount: Mount) -> dict[str, Any]:
+        """docker's mount point; a volume has a name."""
+        place = Path(mount.source)
+        is_volume = mount.kind == "bind" and place.name == "_data" and place.parents[1] == self._engine.root / "volumes"
+        kind = {"Type": "volume", "Name": place.parent.name} if is_volume else {"Type": mount.kind}
+        return {**kind, "Source": mount.source, "Destination": mount.target, "RW": not mount.read_only}
+
     def inspect(self) -> dict[str, object]:
         """docker inspect's shape."""
         state, spec = self._state, self._record.spec
@@ -440,7 +450,7 @@ class Container:
                 "ShmSize": spec.shm_size,
                 "UsernsMode": spec.userns,
             },
-            "Mounts": [{"Type": m.kind, "Source": m.source, "Destination": m.target, "RW": not m.read_only} for m in spec.mounts],
+            "Mounts": [self._mount_row(mount) for mount in spec.mounts],
             "NetworkSettings": _network_settings(spec.network, self._network),
             "Config": {
                 "Hostname": spec.hostname,

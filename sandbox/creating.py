@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sandbox import launch, trees
@@ -14,17 +15,18 @@ from sandbox.image.store import Image, Store
 from sandbox.launch import VolumeRequest
 from sandbox.options import RunOptions
 from sandbox.records import Record, Records
-from sandbox.runtime.init import files
 from sandbox.runtime.spec import ContainerSpec, Mount, Rootfs
+from sandbox.volumes import Volumes
 
 
 class Creator:
     """Makes containers below `root`."""
 
-    def __init__(self, root: Path, store: Store, records: Records) -> None:
+    def __init__(self, root: Path, store: Store, records: Records, volumes: Volumes) -> None:
         self._root = root
         self._store = store
         self._records = records
+        self._volumes = volumes
 
     def create(self, image: str | Image, argv: Sequence[str], options: RunOptions, extra: Sequence[Mount] = ()) -> Record:
         """A new container, stopped; ImageNotFound, InvalidOption, and then nothing is left of it."""
@@ -111,38 +113,41 @@ class Creator:
             os.chown(upper, root.st_uid, root.st_gid)
 
     def _mounts(self, image: Image, directory: Path, options: RunOptions) -> tuple[Mount, ...]:
-        """-v, --tmpfs, and an anonymous volume for each VOLUME of the image that nothing else covers."""
-        requests = [launch.parse_volume(text) for text in options.volume]
-        tmpfs = [launch.parse_tmpfs(text) for text in options.tmpfs]
-        taken = {request.target for request in requests} | {target for target, _ in tmpfs}
-        requests += [VolumeRequest("named", "", path) for path in sorted(image.config.value.config.volumes or ()) if path not in taken]
+        """-v, --mount, --tmpfs, and an anonymous volume for each VOLUME of the image that nothing else covers."""
+        long = [launch.parse_mount(text) for text in options.mount]
+        requests = [launch.parse_volume(text) for text in options.volume] + [each for each in long if isinstance(each, VolumeRequest)]
+        tmpfs = [launch.parse_tmpfs(text) for text in options.tmpfs] + [each for each in long if not isinstance(each, VolumeRequest)]
+        targets = [*(request.target for request in requests), *(target for target, _ in tmpfs)]
+        if twice := next((target for target in targets if targets.count(target) > 1), None):
+            raise InvalidOption(f"{twice}: two mounts for one place")
+        requests += [VolumeRequest("named", "", path) for path in sorted(image.config.value.config.volumes or ()) if path not in targets]
         return (
-            *(self._bind(request, number, image, directory) for number, request in enumerate(requests)),
+            *(self._bind(request, number, image, directory, options) for number, request in enumerate(requests)),
             *(Mount("tmpfs", target, options=given) for target, given in tmpfs),
         )
 
-    def _bind(self, request: VolumeRequest, number: int, image: Image, directory: Path) -> Mount:
-        if request.kind == "bind":
-            source = Path(request.source).expanduser().absolute()
-            if not source.exists():
-                source.mkdir(parents=True)  # as docker does
-        else:
-            source = self._root / "volumes" / request.source / "_data" if request.source else directory / "volumes" / str(number)
-            self._make_volume(source, image, request.target)
+    def _bind(self, request: VolumeRequest, number: int, image: Image, directory: Path, options: RunOptions) -> Mount:
+        source = self._host_directory(request) if request.kind == "bind" else self._volume(request, number, image, directory, options)
         return Mount("bind", request.target, str(source), read_only=request.read_only)
 
-    def _make_volume(self, source: Path, image: Image, target: str) -> None:
-        """A new volume begins with what the image has at its place. Filled beside its place, so that nobody sees half of it."""
-        if source.exists():
-            return
-        source.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = source.with_name(f"{source.name}.{self._records.new_id()[:12]}")
-        fresh.mkdir(mode=0o755)
-        trees.populate(self._store.tree(image.top), target, fresh)
-        try:
-            fresh.rename(source)
-        except OSError:  # another container made it meanwhile
-            files.remove_tree(str(fresh))
+    def _host_directory(self, request: VolumeRequest) -> Path:
+        source = Path(request.source).expanduser().absolute()
+        if not source.exists():
+            if not request.make:
+                raise InvalidOption(f"--mount: {source} does not exist", hint="-v would make it")
+            source.mkdir(parents=True)  # as docker does
+        return source
+
+    def _volume(self, request: VolumeRequest, number: int, image: Image, directory: Path, options: RunOptions) -> Path:
+        """A new volume begins with what the image has at its place."""
+        fill = partial(trees.populate, self._store.tree(image.top), request.target) if request.copy else None
+        if request.source or not options.rm:
+            return self._volumes.take(request.source or None, fill)
+        own = directory / "volumes" / str(number)  # goes with its container
+        own.mkdir(mode=0o755, parents=True)
+        if fill is not None:
+            fill(own)
+        return own
 
 
 def _read_file(path: str) -> str:

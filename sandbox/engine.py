@@ -29,6 +29,7 @@ from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, Limits, Mount
 from sandbox.starting import Starter
 from sandbox.transfers import PullPolicy, Transfers
+from sandbox.volumes import Volumes
 
 if TYPE_CHECKING:
     from sandbox.build.disk import CachePruned, CacheUse, Choice
@@ -86,7 +87,8 @@ class Engine:
         self._runtime = Runtime(self.root)
         self._images = Images(self._store, self._records)
         self._transfers = Transfers(self._store)
-        self._creator = Creator(self.root, self._store, self._records)
+        self.volumes = Volumes(self.root, self._records)
+        self._creator = Creator(self.root, self._store, self._records, self.volumes)
         self._starter = Starter(self._records, self._runtime)
         self._pruner = Pruner(self._store, self._records, self._images, self._starter, self._runtime.networks)
 

@@ -149,6 +149,10 @@ class NetworkNotFound(NetworkError):
     """No network of that name."""
 
 
+class VolumeNotFound(SandboxError):
+    """No volume of that name."""
+
+
 class ContainerError(SandboxError):
     """Something about one container."""
 

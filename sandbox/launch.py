@@ -24,12 +24,15 @@ _HOST = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9.-]{0,62}")
 
 @dataclass(frozen=True)
 class VolumeRequest:
-    """One -v: `source` is a host path (kind bind) or a volume's name (named; empty: anonymous)."""
+    """One -v or --mount: `source` is a host path (kind bind; `make`: it is made where it is missing) or a volume's name (named; empty:
+    anonymous; `copy`: an empty one begins with the image's files)."""
 
     kind: Literal["bind", "named"]
     source: str
     target: str
     read_only: bool = False
+    copy: bool = True
+    make: bool = True
 
 
 def make_process(config: RunConfig, argv: Sequence[str], options: RunOptions, env: Mapping[str, str]) -> Process:
@@ -303,14 +306,57 @@ def parse_volume(text: str) -> VolumeRequest:
         raise InvalidOption(f"--volume {text!r}: not of the form SRC:DST[:ro]")
     source, target = ("", parts[0]) if len(parts) == 1 else (parts[0], parts[1])
     options = parts[2].split(",") if len(parts) == 3 else []
-    if unknown := set(options) - {"ro", "rw"}:
-        raise InvalidOption(f"--volume {text!r}: option {', '.join(sorted(unknown))} is not supported", hint="ro and rw are")
+    if unknown := set(options) - {"ro", "rw", "nocopy"}:
+        raise InvalidOption(f"--volume {text!r}: option {', '.join(sorted(unknown))} is not supported", hint="ro, rw and nocopy are")
     if not target.startswith("/") or target == "/":
         raise InvalidOption(f"--volume {text!r}: {target!r} is not an absolute path inside the container")
     is_path = source.startswith(("/", ".", "~"))
     if source and not is_path and not _VOLUME_NAME.fullmatch(source):
         raise InvalidOption(f"--volume {text!r}: {source!r} is no volume name", hint="for a directory begin it with / or ./")
-    return VolumeRequest("bind" if is_path else "named", source, target.rstrip("/"), "ro" in options)
+    return VolumeRequest("bind" if is_path else "named", source, target.rstrip("/"), "ro" in options, copy="nocopy" not in options)
+
+
+_MOUNT_KEYS = {
+    "bind": {"type", "source", "target", "readonly", "bind-propagation"},
+    "volume": {"type", "source", "target", "readonly", "volume-nocopy"},
+    "tmpfs": {"type", "target", "tmpfs-size", "tmpfs-mode"},
+}
+_MOUNT_WORDS = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+
+
+def parse_mount(text: str) -> VolumeRequest | tuple[str, tuple[str, ...]]:
+    """docker's --mount: `type=volume|bind|tmpfs,source=…,target=…,…`; a tmpfs as `parse_tmpfs` gives it. What it mounts on the host stays
+    there and what the container mounts stays inside: of the propagations only private ones are."""
+    pairs = [entry.partition("=") for entry in text.split(",")]
+    given = {_MOUNT_WORDS.get(key.strip().lower(), key.strip().lower()): value.strip() for key, _, value in pairs}
+    kind = given.get("type", "volume")
+    if kind not in _MOUNT_KEYS:
+        raise InvalidOption(f"--mount {text!r}: type {kind!r} is not volume, bind or tmpfs")
+    if unknown := given.keys() - _MOUNT_KEYS[kind]:
+        known = ", ".join(sorted(_MOUNT_KEYS[kind]))
+        raise InvalidOption(f"--mount {text!r}: {sorted(unknown)[0]} is not known", hint=f"a {kind} has {known}")
+    target, source = given.get("target", ""), given.get("source", "")
+    if not target.startswith("/") or target.strip("/") == "":
+        raise InvalidOption(f"--mount {text!r}: target {target!r} is not an absolute path inside the container")
+    if kind == "tmpfs":
+        options = [f"{name}={given[f'tmpfs-{name}']}" for name in ("size", "mode") if f"tmpfs-{name}" in given]
+        return target.rstrip("/"), tuple(options)
+    if kind == "bind" and not source.startswith(("/", ".", "~")):
+        raise InvalidOption(f"--mount {text!r}: source {source!r} is not a path")
+    if kind == "volume" and source and not _VOLUME_NAME.fullmatch(source):
+        raise InvalidOption(f"--mount {text!r}: {source!r} is no volume name", hint="for a directory say type=bind")
+    if given.get("bind-propagation", "rprivate") not in ("rprivate", "private"):
+        raise InvalidOption(f"--mount {text!r}: bind-propagation {given['bind-propagation']} is not supported", hint="rprivate is")
+    switches = {name: _is_on(text, name, given[name]) for name in ("readonly", "volume-nocopy") if name in given}
+    copy = not switches.get("volume-nocopy", False)
+    request_kind: Literal["bind", "named"] = "bind" if kind == "bind" else "named"
+    return VolumeRequest(request_kind, source, target.rstrip("/"), switches.get("readonly", False), copy=copy, make=False)
+
+
+def _is_on(text: str, name: str, value: str) -> bool:
+    if value.lower() not in ("", "1", "true", "0", "false"):
+        raise InvalidOption(f"--mount {text!r}: {name} is true or false, not {value!r}")
+    return value.lower() in ("", "1", "true")
 
 
 def parse_tmpfs(text: str) -> tuple[str, tuple[str, ...]]:

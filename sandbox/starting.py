@@ -78,7 +78,7 @@ class Starter:
         return self._runtime.start(spec, Handling(remove=False, record=False), streams)
 
     def remove(self, record: Record) -> None:
-        """Take a stopped container away."""
+        """Take a stopped container away; its volumes stay."""
         if self._records.state(record.id).lost:  # its supervisor was killed and could not take its groups away
             self.sweep_groups({record.id})
         self._records.remove(record.id, [record.name])

@@ -143,6 +143,16 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
             "rm": Verb("networks", "rm", "Remove networks"),
         },
     ),
+    "volume": (
+        "Manage volumes",
+        {
+            "create": Verb("volumes", "create", "Make a volume"),
+            "inspect": Verb("volumes", "inspect", "Show everything about volumes as JSON"),
+            "ls": Verb("volumes", "ls", "List volumes"),
+            "prune": Verb("volumes", "prune", "Remove volumes that no container has"),
+            "rm": Verb("volumes", "rm", "Remove volumes"),
+        },
+    ),
     "builder": (
         "Manage builds",
         {

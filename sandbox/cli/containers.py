@@ -347,13 +347,13 @@ def kill(names: Sequence[str], number: int) -> int:
 @verb("rm")
 @names_argument
 @click.option("-f", "--force", is_flag=True, help="Also running ones: they get SIGKILL.")
-@click.option("-v", "--volumes", is_flag=True, expose_value=False, help="As docker's; anonymous volumes always go with their container.")
-def rm(names: Sequence[str], force: bool) -> int:
+@click.option("-v", "--volumes", is_flag=True, help="Its volumes without a name, too.")
+def rm(names: Sequence[str], force: bool, volumes: bool) -> int:
     """Remove containers."""
 
     def remove(name: str) -> str | None:
         try:
-            opened.container(name).remove(force=force)
+            opened.container(name).remove(force=force, volumes=volumes)
         except ContainerNotFound:
             if not force:
                 raise

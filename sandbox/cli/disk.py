@@ -77,7 +77,7 @@ def df(verbose: bool, format: str | None) -> None:
     """Show what is on disk, and what of it could go."""
     with engine() as opened:
         uses = opened.cache_uses()
-        KINDS.show([_images(opened), _containers(opened), _volumes(opened.root / "volumes"), _cache(uses)], format)
+        KINDS.show([_images(opened), _containers(opened), _volumes(opened), _cache(uses)], format)
     if verbose and format in (None, "table"):
         click.echo("\nBuild cache:\n")
         CACHE.show([CacheLine(use, datetime.now(UTC)) for use in uses], None)
@@ -103,9 +103,11 @@ def _containers(opened: Engine) -> Kind:
     return Kind("Containers", len(found), len(running), total, total - sum(running))
 
 
-def _volumes(directory: Path) -> Kind:
-    sizes = [_size(path) for path in directory.iterdir()] if directory.is_dir() else []
-    return Kind("Local Volumes", len(sizes), len(sizes), sum(sizes), 0)
+def _volumes(opened: Engine) -> Kind:
+    found = [(bool(opened.volumes.users(each.name)), _size(opened.volumes.data(each.name))) for each in opened.volumes.all()]
+    used = [size for is_used, size in found if is_used]
+    total = sum(size for _, size in found)
+    return Kind("Local Volumes", len(found), len(used), total, total - sum(used))
 
 
 def _cache(uses: Iterable[CacheUse]) -> Kind:

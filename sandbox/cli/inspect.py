@@ -14,14 +14,14 @@ from sandbox.cli.formatting import Facts as Told
 from sandbox.cli.formatting import Lines, is_taken, show
 from sandbox.cli.invocation import complete_containers, complete_images, engine
 from sandbox.cli.templates import Template, go_json
-from sandbox.errors import ContainerNotFound, ImageNotFound, InvalidReference, NetworkNotFound, SandboxError
+from sandbox.errors import ContainerNotFound, ImageNotFound, InvalidReference, NetworkNotFound, SandboxError, VolumeNotFound
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
 
 Facts = dict[str, object]  # docker's JSON
 Look = Callable[["Engine", str], Facts]
-_NOT_FOUND = (ContainerNotFound, ImageNotFound, InvalidReference, NetworkNotFound)
+_NOT_FOUND = (ContainerNotFound, ImageNotFound, InvalidReference, NetworkNotFound, VolumeNotFound)
 format_option = click.option("-f", "--format", metavar="FORMAT", help="json, or a template such as '{{.State.Status}}'.")
 
 

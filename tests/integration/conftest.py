@@ -11,6 +11,7 @@ from sandbox.runtime.bundle.states import States
 from sandbox.runtime.container import Runtime
 from tests.support.building import GROUP, PASSWD, Workshop, fill_busybox
 from tests.support.bundles import Bundle, Oci, make_bundle
+from tests.support.debian import make_debian_tar
 
 
 @pytest.fixture
@@ -28,6 +29,12 @@ def oci(tmp_path: Path) -> Iterator[Oci]:
         command("delete", "--force", container_id)
     names = {States(command.root).group_name(name) for name in command.used}
     assert not [group for group in Path("/sys/fs/cgroup").glob("**/sandbox-oci/*") if group.name in names]
+
+
+@pytest.fixture(scope="session")
+def debian_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A minimal Debian; half a minute, so what uses it is in one xdist group."""
+    return make_debian_tar(tmp_path_factory.mktemp("debian") / "debian.tar")
 
 
 @pytest.fixture

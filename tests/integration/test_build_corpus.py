@@ -72,11 +72,11 @@ class Projects:
 
 
 @pytest.fixture(scope="module")
-def projects(tmp_path_factory: pytest.TempPathFactory, python_tar: Path) -> Iterator[Projects]:
+def projects(tmp_path_factory: pytest.TempPathFactory, python_tar: Path, debian_tar: Path) -> Iterator[Projects]:
     scratch = tmp_path_factory.mktemp("corpus")
     with Engine(scratch / "engine") as engine:
         engine.load(python_tar)
-        engine.import_image(debian.make_debian_tar(scratch / "debian.tar"), debian.IMAGE, changes=[debian.PATH])
+        engine.import_image(debian_tar, debian.IMAGE, changes=[debian.PATH])
         yield Projects(scratch / "engine", scratch)
         assert engine.containers(all=True) == []
     verify_store(scratch / "engine")
