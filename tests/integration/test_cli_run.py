@@ -40,7 +40,7 @@ def test_stdout_stderr_and_the_exit_code_are_the_programs(sandbox: CommandLine) 
         (["busybox", "sh", "-c", "kill -TERM $$"], 143, "killed by SIGTERM"),
         (["nosuch", "true"], 125, "nosuch: no such image"),
         (["-v", "relative", "busybox", "true"], 125, "--volume"),
-        (["--network", "bridge", "busybox", "true"], 125, "bridge"),
+        (["--network", "nowhere", "busybox", "true"], 125, "network nowhere: there is none"),
         (["--no-such-flag", "busybox", "true"], 125, "no such option"),
     ],
 )
@@ -287,3 +287,21 @@ def test_exec_in_a_terminal(sandbox: CommandLine, web: str) -> None:
         terminal.type(b"stty size; exit 6\n")
         terminal.read_until(b"33 77")
         assert terminal.process.wait(timeout=30) == 6
+
+
+REOPEN = "echo out > /dev/stdout; echo err > /dev/stderr"
+
+
+@pytest.mark.parametrize("user", ["0", "7:8"])
+@pytest.mark.parametrize("userns", ["private", "host"])
+def test_a_program_may_open_its_streams_again(sandbox: CommandLine, user: str, userns: str) -> None:
+    how = ("-u", user, "--userns", userns)
+    done = sandbox("run", "--rm", *how, "busybox", "sh", "-c", REOPEN)
+    assert (done.status, done.out, done.err) == (0, "out\n", "err\n")
+    name = sandbox.ok("run", "-d", *how, "busybox", "sh", "-c", f"{REOPEN}; exec sleep 1000").out.strip()
+    done = sandbox("exec", "-u", user, name, "sh", "-c", REOPEN)
+    assert (done.status, done.out, done.err) == (0, "out\n", "err\n")
+    sandbox.ok("stop", "-t", "0", name)
+    logs = sandbox.ok("logs", name)
+    assert (logs.out, logs.err) == ("out\n", "err\n")
+    sandbox.ok("rm", name)

@@ -67,7 +67,7 @@ def test_whoever_was_killed_while_filling_is_made_up_for(sandbox: CommandLine) -
     (place.parent / "filling").touch()
     assert run(sandbox, "-v", "fresh:/data", "has", "cat", "/data/in/file") == "image\n"
     (place / "in/file").write_text("written")
-    assert run(sandbox, "-v", "fresh:/data", "has", "cat", "/data/in/file") == "written\n"
+    assert run(sandbox, "-v", "fresh:/data", "has", "cat", "/data/in/file") == "written"
 
 
 def test_volumes_without_a_name_stay_unless_they_are_asked_away(sandbox: CommandLine) -> None:
@@ -138,6 +138,7 @@ def test_the_api_has_volumes_too(sandbox: CommandLine) -> None:
         made = engine.volumes.create(labels={"x": "y"})
         assert made.anonymous
         assert [each.name for each in engine.volumes.all()] == [made.name]
-        assert engine.volumes.prune() == ([made.name], 0)
+        names, freed = engine.volumes.prune()
+        assert (names, freed > 0) == ([made.name], True)
     rows = json.loads(sandbox.ok("system", "df", "--format", "json").out.splitlines()[2])
     assert (rows["Type"], rows["TotalCount"]) == ("Local Volumes", "0")

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 
-from sandbox.runtime.init import link, pid1, program, supervisor, title
+from sandbox.runtime.init import link, pid1, procs, program, supervisor, title
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -24,6 +24,8 @@ class Joined(supervisor.Container):
         target = os.pidfd_open(self.plan["pid"])
         joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in self.plan["joins"]]
         pid1.load_entry(self.plan["process"])
+        if os.geteuid() == 0 and (root := procs.root_of(self.plan["pid"])):
+            program.give_pipes(self.stdio, root, root)
         self.link, inner = link.pair()
         self.pid = s.clone(0, self.plan["into"])
         if self.pid == 0:

@@ -14,6 +14,16 @@ def program_of(init: int) -> int:
         raise ProcessLookupError(3, "has ended", f"process {init}") from err
 
 
+def root_of(pid: int) -> int:
+    """The user id that its uid 0 is here (user_namespaces(7)); ProcessLookupError when it has ended."""
+    try:
+        with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
+            inside, outside, _ = file.readline().split()
+    except (FileNotFoundError, ValueError) as err:
+        raise ProcessLookupError(3, "has ended", f"process {pid}") from err
+    return int(outside) if inside == "0" else 0
+
+
 def entered_through(init: int) -> int:
     """Whom to enter its container through: an ordinary user may not through init, which is not dumpable (ptrace(2)), but through the
     program. ProcessLookupError when it has ended."""

@@ -132,6 +132,17 @@ def find_executable(name: str, path: str, cwd: str) -> str:
     raise Refused(127, f"{name}: not found")
 
 
+def give_pipes(stdio: Sequence[int], uid: int, gid: int = -1) -> None:
+    """Make pipes among the program's descriptors its own, as runc does: to open /dev/stdout again, as nginx does with its log, takes that.
+    What belongs to nobody in here (an ordinary user's caller's) stays as it is."""
+    for fd in stdio:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            try:
+                os.fchown(fd, uid, gid)
+            except PermissionError:
+                continue
+
+
 class Program:
     """A program ready to start; `start` may be called once."""
 
@@ -145,6 +156,8 @@ class Program:
 
     def start(self, stdio: Sequence[int], terminal: int | None = None) -> int:
         """Execute it in a child; the pid once execve(2) succeeded. Refused when it did not."""
+        if self.identity.uid:
+            give_pipes(stdio, self.identity.uid)
         return self._spawn(stdio) if terminal is None and self._may_share_limits() else self._fork(stdio, terminal)
 
     def _may_share_limits(self) -> bool:

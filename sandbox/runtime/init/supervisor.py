@@ -18,7 +18,22 @@ import struct
 import termios
 import time
 
-from sandbox.runtime.init import cgroup, control, files, link, logfile, meter, netlink, pid1, proxy, resolver, steps, streams, title
+from sandbox.runtime.init import (
+    cgroup,
+    control,
+    files,
+    link,
+    logfile,
+    meter,
+    netlink,
+    pid1,
+    program,
+    proxy,
+    resolver,
+    steps,
+    streams,
+    title,
+)
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -83,6 +98,9 @@ class Container:
         pid1.load_entry(self.plan["process"])
         self.link, inner = link.pair()
         inside, self.pumps = self._wire_output()
+        if self.plan["idmap"] and os.geteuid() == 0:
+            root = self.plan["idmap"]["uid"][0][1]
+            program.give_pipes(inside, root, root)
         try:
             self.pid = s.clone(flags_of(self.plan["namespaces"]), group["into"] if group else None)
             if self.pid == 0:

@@ -63,12 +63,16 @@ class Stream:
         return False
 
 
+_CHILDREN = ("os.system", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen")
+
+
 class Runner:
     """Runs cells one after the other in one namespace."""
 
     def __init__(self, channel):
         self._channel = channel
         self._last = 1
+        self._printed = False
         self._loop = None
         self._number = 0
         self._sources = {}
@@ -91,6 +95,8 @@ class Runner:
         builtins.input, getpass.getpass = self.input, self.getpass
         sys.meta_path.insert(0, Finder(self._screen))
         sys.meta_path.append(Backend(self.show_figures))
+        if hasattr(sys, "addaudithook"):  # Python 3.8
+            sys.addaudithook(self._before_child)
         os.environ.setdefault("MPLBACKEND", "module://" + BACKEND)
         sys.path.insert(0, "")
 
@@ -98,8 +104,18 @@ class Runner:
 
     def turn_to(self, fd):
         """Before output to another stream than the last: wait until the host has shown what was printed so far."""
-        if fd != self._last and self._channel.is_ours and threading.current_thread() is threading.main_thread():
+        if fd != self._last and self._may_ask():
             self._last = fd
+            self._channel.ask({"op": "sync"})
+        self._printed = True
+
+    def _may_ask(self):
+        return self._channel.is_ours and threading.current_thread() is threading.main_thread()
+
+    def _before_child(self, event, arguments):
+        """An audit hook (PEP 578): a child prints to either stream, and what was printed before it must be shown before it."""
+        if event in _CHILDREN and self._printed and self._may_ask():
+            self._printed = False
             self._channel.ask({"op": "sync"})
 
     def _post(self, data, metadata, display_id=None, update=False, result=False):
