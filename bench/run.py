@@ -116,6 +116,7 @@ def main() -> None:
         bench_starts(engine, Peers(scratch, rootfs), given.n)
         bench_exec(engine, given.n)
         engine.prune()
+        subprocess.run(["umount", "--quiet", str(scratch / "podman/overlay")], check=False)  # podman leaves it mounted
 
 
 if __name__ == "__main__":
