@@ -78,7 +78,7 @@ class Runtime:
     @contextmanager
     def reserve(self) -> Iterator[Place]:
         """A place for a container that is still being made; unused it ends with the block."""
-        with self._spawner.reserve("run") as supervisor:
+        with self._spawner.reserve() as supervisor:
             yield Place(self, supervisor)
 
     def start(self, spec: ContainerSpec, handling: Handling, streams: Streams = Streams()) -> Running:
@@ -119,8 +119,10 @@ class Runtime:
             "timeout": None,
             "cgroup": None,
         }
-        with self._spawner.reserve("exec") as supervisor:
-            return _hand_over(supervisor, plan, streams, Limits(), None)
+        with self._spawner.reserve() as supervisor:
+            running = _hand_over(supervisor, "exec", plan, streams, Limits(), None)
+        running.finally_do(self._spawner.restock)
+        return running
 
     def record(self, container_id: str) -> Path:
         """The directory of a container."""
@@ -169,17 +171,21 @@ class Place:
         with self._runtime._attached(spec) as network:
             plan = self._runtime._plan(spec, handling, streams, network)
             try:
-                return _hand_over(self._supervisor, plan, streams, spec.limits, spec.timeout)
+                running = _hand_over(self._supervisor, "run", plan, streams, spec.limits, spec.timeout)
             except PortTaken as err:
                 owner = owner_of(self._runtime.root, err.port, err.protocol)
                 raise PortTaken(f"{err}{owner and f' by {owner}'}", port=err.port, protocol=err.protocol) from err
+        running.finally_do(self._runtime._spawner.restock)
+        return running
 
 
-def _hand_over(supervisor: socket.socket, plan: Mapping[str, Any], streams: Streams, limits: Limits, timeout: float | None) -> Running:
+def _hand_over(
+    supervisor: socket.socket, job: str, plan: Mapping[str, Any], streams: Streams, limits: Limits, timeout: float | None
+) -> Running:
     """Have a supervisor start what is planned; the connection is the result's own from now on."""
     with ExitStack() as opened:
         wiring = _Wiring(streams, opened)
-        hand_over(supervisor, plan, wiring.theirs)
+        hand_over(supervisor, job, plan, wiring.theirs)
         wiring.close_theirs()
         running = Running(opened.enter_context(socket.socket(fileno=supervisor.detach())), wiring, limits, timeout)
         running._wait_started()
@@ -272,6 +278,7 @@ class Running:
     _result: dict[str, Any] | None = None
     _captured: dict[Stream, list[bytes]] = field(default_factory=lambda: {"stdout": [], "stderr": []})
     _attended: dict[int, Callable[[], object]] = field(default_factory=dict)
+    _after: Callable[[], object] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -288,6 +295,13 @@ class Running:
         """Let go: a container that still runs attached is killed by its supervisor, a detached one goes on."""
         self._client.close()
         self._wiring.close()
+        after, self._after = self._after, None
+        if after is not None:
+            after()
+
+    def finally_do(self, action: Callable[[], object]) -> None:
+        """Something to do once it is let go."""
+        self._after = action
 
     def signal(self, number: int) -> None:
         """Send a signal to the program; nothing happens when it has ended."""

@@ -23,11 +23,11 @@ _PACKAGES = str(Path(__file__).resolve().parents[2])
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.runtime.init.serve import main; main(*(int(fd) for fd in sys.argv[2:]))"
 
 
-def hand_over(supervisor: socket.socket, plan: Mapping[str, Any], stdio: Sequence[int]) -> None:
-    """Give a reserved supervisor its plan and the program's stdin, stdout, stderr; SetupFailed when it is gone."""
+def hand_over(supervisor: socket.socket, job: str, plan: Mapping[str, Any], stdio: Sequence[int]) -> None:
+    """Give a reserved supervisor its job, the plan, and the program's stdin, stdout, stderr; SetupFailed when it is gone."""
     memory = link.write_plan(plan)
     try:
-        link.send(supervisor, {}, [memory, *stdio])
+        link.send(supervisor, {"job": job}, [memory, *stdio])
     except (BrokenPipeError, ConnectionResetError) as err:
         raise SetupFailed("supervisor: ended before the container started") from err
     finally:
@@ -42,6 +42,7 @@ class Spawner:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._owner = 0
+        self._spare: socket.socket | None = None
 
     @property
     def pid(self) -> int | None:
@@ -53,11 +54,26 @@ class Spawner:
         with self._lock:
             self._connect()
 
-    def reserve(self, job: str) -> socket.socket:
-        """Have a supervisor forked for this job; the connection to it. It waits for `hand_over`, and ends when the connection is closed."""
+    def reserve(self) -> socket.socket:
+        """A supervisor, forked now unless one is spare; the connection to it. It waits for `hand_over`, and ends when that is closed."""
+        with self._lock:
+            spare, self._spare = self._spare, None
+            if spare is not None:
+                if self._owner == os.getpid() and _is_alive(spare):
+                    return spare
+                spare.close()
+            return self._fork()
+
+    def restock(self) -> None:
+        """Have a supervisor ready for the next, where there was one before: who starts one container starts another."""
+        with self._lock:
+            if self._spare is None and self._socket is not None and self._owner == os.getpid():
+                self._spare = self._fork()
+
+    def _fork(self) -> socket.socket:
         ours, theirs = link.pair()
         try:
-            self._send({"job": job}, [theirs.fileno()])
+            self._send([theirs.fileno()])
         except BaseException:
             ours.close()
             raise
@@ -65,13 +81,12 @@ class Spawner:
             theirs.close()
         return ours
 
-    def _send(self, request: Mapping[str, Any], fds: Sequence[int]) -> None:
-        with self._lock:
-            try:
-                link.send(self._connect(), request, fds)
-            except (BrokenPipeError, ConnectionResetError):
-                self._discard()
-                link.send(self._connect(), request, fds)
+    def _send(self, fds: Sequence[int]) -> None:
+        try:
+            link.send(self._connect(), {}, fds)
+        except (BrokenPipeError, ConnectionResetError):
+            self._discard()
+            link.send(self._connect(), {}, fds)
 
     def _connect(self) -> socket.socket:
         if self._socket is None or self._owner != os.getpid():  # a fork must not talk through its parent's socket
@@ -108,8 +123,21 @@ class Spawner:
             self._discard()
 
     def _discard(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
         if self._socket is not None:
             self._socket.close()
         if self._process is not None and self._owner == os.getpid():
             self._process.wait()
         self._socket = self._process = None
+
+
+def _is_alive(end: socket.socket) -> bool:
+    """A supervisor that waits says nothing; one that was killed has closed its end."""
+    try:
+        return bool(end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        return False

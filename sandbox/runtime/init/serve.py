@@ -37,12 +37,12 @@ def main(fd: int, interpreter: int = -1) -> None:
             return
         if os.fork() == 0:
             engine.close()
-            _serve(request["job"], socket.socket(fileno=fds[0]), shown)
+            _serve(socket.socket(fileno=fds[0]), shown)
         for received in fds:
             os.close(received)
 
 
-def _serve(job: str, client: socket.socket, shown: title.Title) -> None:
+def _serve(client: socket.socket, shown: title.Title) -> None:
     """In the fork: become a supervisor as soon as the client says of what; never returns."""
     try:
         os.setsid()
@@ -50,6 +50,6 @@ def _serve(job: str, client: socket.socket, shown: title.Title) -> None:
         shown.set("sandbox-supervisor")
         message, fds = link.receive(client)
         if message is not None:
-            JOBS[job](link.read_plan(fds[0]), client, fds[1:], shown)
+            JOBS[message["job"]](link.read_plan(fds[0]), client, fds[1:], shown)
     finally:
         os._exit(0)
