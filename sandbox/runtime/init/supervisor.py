@@ -6,7 +6,6 @@ container's directory: that lock, not a row or a pid, is what "running" means. W
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import functools
 import os
@@ -18,22 +17,7 @@ import struct
 import termios
 import time
 
-from sandbox.runtime.init import (
-    cgroup,
-    control,
-    files,
-    link,
-    logfile,
-    meter,
-    netlink,
-    pid1,
-    program,
-    proxy,
-    resolver,
-    steps,
-    streams,
-    title,
-)
+from sandbox.runtime.init import attachment, cgroup, control, files, link, logfile, meter, pid1, program, streams, title
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -84,8 +68,7 @@ class Container:
         self.grave = ""
         self.health: health.Health | None = None
         self.is_again = False
-        self.resolver: resolver.Resolver | None = None
-        self.proxy = 0
+        self.attachment = attachment.Attachment(plan["network"]) if plan.get("network") else None
 
     # set up ---------------------------------------------------------------------------------------------------------
 
@@ -142,67 +125,12 @@ class Container:
         self.stdio = [-1 if fd in given else fd for fd in self.stdio]
 
     def _attach_network(self) -> None:
-        """Put one end of a new link into the container, the other into its network's bridge, and let it send from its own address."""
-        network = self.plan["network"]
-        if not network:
+        if self.attachment is None:
             return
-        owner = netlink.owner_key(network["link"], network["mac"], network["address"])
-        self._publish(network)
         try:
-            with netlink.Netlink() as net:
-                if self.is_again:  # Linux may still be at taking the last one away
-                    netlink.remove_link(net, network["link"])
-                netlink.add_veth(net, network["link"], network["index"], steps.LINK, self.pid, network["mac"])
-            with netlink.Netlink(netlink.NETFILTER) as net:
-                element = netlink.element(network["bridge"], netlink.OWNERS, [owner], family=netlink.BRIDGE)
-                net.transact([(netlink.NEW_ELEMENT, element, netlink.CREATE)])
-        except OSError as err:
-            message = f"network {network['name']}: {err.strerror}"
-            raise Refused({"event": "refused", "code": 125, "message": message, "step": "network", "errno": err.errno}) from err
-
-    def _publish(self, network: dict[str, Any]) -> None:
-        """Take the host's ports, and pass on what comes."""
-        if not network["ports"]:
-            return
-        listeners: list[socket.socket] = []
-        port: dict[str, Any] = {}
-        try:
-            for port in network["ports"]:
-                listeners.append(proxy.listen(port))
-            network["ports"] = [{**p, "host": each.getsockname()[1]} for p, each in zip(network["ports"], listeners, strict=True)]
-            self.proxy = proxy.start(listeners, [(network["address"], port["container"]) for port in network["ports"]])
-        except OSError as err:
-            message = f"port {port['address']}:{port['host']}: {(err.strerror or str(err)).lower()}"
-            taken = [port["host"], port["protocol"]] if err.errno == errno.EADDRINUSE else None
-            raise Refused(
-                {"event": "refused", "code": 125, "message": message, "step": "port", "errno": err.errno, "taken": taken}
-            ) from err
-        finally:
-            for listener in listeners:
-                listener.close()
-
-    def _unpublish(self) -> None:
-        """Free the ports: they can be taken again when the container's end is told."""
-        if self.proxy:
-            os.kill(self.proxy, signal.SIGKILL)
-            os.waitpid(self.proxy, 0)
-            self.proxy = 0
-
-    def leave_network(self) -> None:
-        """Give the address back. The link went with the network namespace; what could send from it is forgotten."""
-        network = self.plan["network"]
-        if not network:
-            return
-        owner = netlink.owner_key(network["link"], network["mac"], network["address"])
-        try:
-            with netlink.Netlink(netlink.NETFILTER) as net:
-                element = netlink.element(network["bridge"], netlink.OWNERS, [owner], family=netlink.BRIDGE)
-                net.transact([(netlink.DEL_ELEMENT, element, 0)])
-        except OSError as err:
-            if err.errno != errno.ENOENT:  # the network was taken away, or its rules flushed
-                raise
-        finally:
-            files.remove_file(network["lease"])
+            self.attachment.connect(self.pid, again=self.is_again)
+        except attachment.Failed as err:
+            raise Refused({"event": "refused", "code": 125, **err.facts}) from err
 
     def _hand_over_mounts(self) -> None:
         """Write the id maps, then send init what only the host side can make: idmapped and bound host directories."""
@@ -231,8 +159,8 @@ class Container:
                 raise Refused(message)
             if message["event"] == "ready":
                 self.stubs = message["stubs"]
-                if fds:
-                    self.resolver = resolver.Resolver(socket.socket(fileno=fds[0]), self.plan["network"])
+                if fds and self.attachment:
+                    self.attachment.serve_names(fds[0])
                 self.started = time.time()
                 _record(self.plan, running_state(self))  # while the program starts; should it not, its end is recorded over this
             elif message["event"] == "terminal":
@@ -283,9 +211,9 @@ class Container:
             watched[self.meter[1]] = "meter"
         if self.health and self.health.fileno() >= 0:
             watched[self.health.fileno()] = self._take_health
-        if self.resolver:
-            for fd in self.resolver.fds():
-                watched[fd] = functools.partial(self.resolver.serve, fd)
+        if self.attachment:
+            for fd in self.attachment.fds():
+                watched[fd] = functools.partial(self.attachment.serve, fd)
         for fd in watched:
             poll.register(fd, select.POLLIN)
         for pump in self.pumps:
@@ -437,7 +365,8 @@ class Container:
         """Kill what is left, remove the cgroups and the stubs. Safe to call at any point of the set-up."""
         if self.pid and self.status is None:
             self._kill_init()
-        self._unpublish()
+        if self.attachment:
+            self.attachment.unpublish()
         if self.plan["cgroup"]:
             cgroup.remove(self.plan["cgroup"]["groups"])
         is_buried = self.grave and self.plan["upper"].startswith(self.plan["directory"] + "/")
@@ -447,8 +376,8 @@ class Container:
     def close(self) -> None:
         """Let go of what belonged to this run, before the next."""
         self.link.close()
-        if self.resolver:
-            self.resolver.close()
+        if self.attachment:
+            self.attachment.close()
         os.close(self.pidfd)
         for pump in self.pumps:
             pump.close()
@@ -483,9 +412,10 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
     if grave and container.written >= _MUCH:  # whoever sees the end may need the space
         files.remove_tree(grave)
     tell(container, result)
-    container.leave_network()
     if grave:  # nobody needs to wait for this
         files.remove_tree(grave)
+    if container.attachment:
+        container.attachment.leave()
 
 
 def _run_once(container: Container) -> dict[str, Any]:
