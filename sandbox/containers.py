@@ -156,8 +156,11 @@ class Container:
         self._forbid_restart()
         if self.status == "restarting":
             self._wait_ended(None)
-        if self._signal(self._record.spec.stop_signal) and not self._wait_ended(timeout) and self._signal(signal.SIGKILL):
+        if not self._signal(self._record.spec.stop_signal):
+            return
+        if not self._wait_ended(timeout) and self._signal(signal.SIGKILL):
             self._wait_ended(None)
+        self._note("stop")
 
     def kill(self, signal: int = signal.SIGKILL) -> None:
         """Send a signal to its program (SIGKILL ends the whole container); WrongState when it does not run."""
@@ -165,6 +168,10 @@ class Container:
             self._forbid_restart()
         if not self._signal(signal):
             raise WrongState(f"container {self.name}: is not running", wanted="running", actual=self.status)
+        self._note("kill", signal=signal)
+
+    def _note(self, action: str, **more: object) -> None:
+        self._engine._starter.note(self._record, action, **more)
 
     def wait(self, timeout: float | None = None) -> Completed:
         """Until it has ended; TimeoutError after `timeout` seconds."""
@@ -194,16 +201,19 @@ class Container:
         """Stop all its processes where they are; WrongState when it does not run, Unsupported without a freezer."""
         self._want("running")
         self._cgroup.freeze()
+        self._note("pause")
 
     def unpause(self) -> None:
         """Let them go on; WrongState when it is not paused."""
         self._want("paused")
         self._cgroup.thaw()
+        self._note("unpause")
 
     def rename(self, name: str) -> None:
         """Give it another name; ContainerError when another container has it."""
         self._record = self._engine._records.rename(self._record, name)
         self.name = name
+        self._note("rename")
 
     def update(self, limits: Limits = Limits(), *, restart: tuple[str, int] | None = None) -> None:
         """Change limits (None: as before), now and for later starts, and the restart policy from the next start on."""
@@ -212,6 +222,7 @@ class Container:
             self._cgroup.update(replace(self._record.spec.limits, **given))
         spec = replace(self._record.spec, limits=replace(self._record.spec.limits, **given))
         self._record = self._engine._records.change(self._record, spec, restart or self._record.restart)
+        self._note("update")
 
     @property
     def _cgroup(self) -> Cgroup:
@@ -312,7 +323,9 @@ class Container:
             user=own.user if user is None else user,
             tty=tty,
         )
-        return self._engine._runtime.exec(self._record.spec, pid, process, streams, handling=handling)
+        running = self._engine._runtime.exec(self._record.spec, pid, process, streams, handling=handling)
+        self._note(f"exec_start: {' '.join(argv)}")
+        return running
 
     def logs(self, *, follow: bool = False, tail: int | None = None, since: datetime | None = None) -> Iterator[LogLine]:
         """What it printed; with `follow` also what it prints until it ends. WrongState when it keeps no log."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Self
 
@@ -22,8 +23,9 @@ from sandbox.logs import LogLine
 from sandbox.oci import RunConfig
 from sandbox.options import RunOptions, parse_duration, parse_size
 from sandbox.pruning import Pruner, PruneReport
-from sandbox.records import ALIVE, Records, Status
+from sandbox.records import ALIVE, Record, Records, Status
 from sandbox.runtime.container import OnOutput, Running, Runtime, Streams
+from sandbox.runtime.init import journal
 from sandbox.runtime.network.networks import Networks
 from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, Limits, Mount
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from sandbox.build.outputs import Output
     from sandbox.build.rules import Finding
     from sandbox.build.settings import Settings
+    from sandbox.happenings import Event
     from sandbox.image.packing import Packing
     from sandbox.image.registry.access import Terms
     from sandbox.image.registry.progress import OnTransfer
@@ -191,14 +194,19 @@ class Engine:
         config = changed_config(self.root, self._store, RunConfig(), changes)
         reference = Reference.parse(name) if name else None
         with _opened(source) as stream:
-            return import_rootfs(self._store, stream, reference, config=config, message=message, created=now(os.environ))
+            image = import_rootfs(self._store, stream, reference, config=config, message=message, created=now(os.environ))
+        self._note("image", "import", str(image.id), name=reference.familiar if reference else "")
+        return image
 
     def load(self, source: str | Path | IO[bytes]) -> list[tuple[str | None, Image]]:
         """Take in an archive of `save`, docker, podman or skopeo: names and images."""
         from sandbox.image import archive
 
         with _opened(source) as stream:
-            return archive.load(self._store, stream)
+            loaded = archive.load(self._store, stream)
+        for name, image in loaded:
+            self._note("image", "load", str(image.id), name=name or "")
+        return loaded
 
     def save(
         self,
@@ -230,7 +238,9 @@ class Engine:
     ) -> list[Pulled]:
         """Bring an image (`all_tags`: every tag of a repository) from its registry. NotInRegistry, Unauthorized, RateLimited,
         DigestMismatch, InvalidImage, RegistryError: then no name has changed."""
-        return self._transfers.pull(name, platform=platform, all_tags=all_tags, terms=terms, on_event=on_event)
+        pulled = self._transfers.pull(name, platform=platform, all_tags=all_tags, terms=terms, on_event=on_event)
+        self._note("image", "pull", name)
+        return pulled
 
     def push(
         self,
@@ -245,7 +255,9 @@ class Engine:
         otherwise. Unauthorized, RegistryError."""
         from sandbox.image.packing import Packing
 
-        return self._transfers.push(name, target, packing=packing or Packing("gzip"), terms=terms, on_event=on_event)
+        pushed = self._transfers.push(name, target, packing=packing or Packing("gzip"), terms=terms, on_event=on_event)
+        self._note("image", "push", target or name)
+        return pushed
 
     def ensure_image(self, name: str, policy: PullPolicy = "missing", *, on_event: OnTransfer | None = None) -> Image:
         """The image of this name, pulled when it is missing (`always`: in any case). ImageNotFound, RegistryError."""
@@ -289,14 +301,30 @@ class Engine:
 
     def tag(self, source: str, target: str) -> None:
         """Give an image one more name."""
-        self._store.tag(Reference.parse(target), self._store.find(source))
+        image = self._store.find(source)
+        self._store.tag(Reference.parse(target), image)
+        self._note("image", "tag", str(image.id), name=target)
 
     def remove_image(self, name: str, *, force: bool = False) -> list[str]:
         """Take a name away, and the image with its last name; docker's lines (`Untagged: …`, `Deleted: …`).
 
         Raises ImageError when a container needs it, or when an id has several names, unless `force`.
         """
-        return self._images.remove(name, force=force)
+        image_id = str(self._store.find(name).id)
+        lines = self._images.remove(name, force=force)
+        for line in lines:
+            word, _, what = line.partition(": ")
+            self._note("image", "untag" if word == "Untagged" else "delete", image_id, **({"name": what} if word == "Untagged" else {}))
+        return lines
+
+    def _note(self, kind: str, action: str, subject: str, **attributes: str) -> None:
+        journal.note(str(self.root), kind, action, subject, attributes)
+
+    def events(self, *, since: datetime | None = None, until: datetime | None = None, follow: bool = False) -> Iterator[Event]:
+        """What has happened here (a few megabytes of it are kept); with `follow` what happens, to `until` or for ever."""
+        from sandbox.happenings import events
+
+        return events(self.root, since=since, until=until, follow=follow)
 
     # containers
 
@@ -360,7 +388,7 @@ class Engine:
         `mounts`: more of them, beside those of the options.
         """
         with self._runtime.reserve() as place:
-            record = self._transfers.wanted(image, options.pull, lambda: self._creator.create(image, argv, options, mounts))
+            record = self._create(image, argv, options, mounts)
             try:
                 return self._starter.attach(record, streams, place)
             except BaseException:
@@ -404,8 +432,13 @@ class Engine:
         self, image: str | Image, argv: Sequence[str] = (), *, options: RunOptions = RunOptions(), mounts: Sequence[Mount] = ()
     ) -> Container:
         """Make a container without starting it. `mounts`: more of them, beside those of the options."""
-        record = self._transfers.wanted(image, options.pull, lambda: self._creator.create(image, argv, options, mounts))
+        record = self._create(image, argv, options, mounts)
         return Container(self, record)
+
+    def _create(self, image: str | Image, argv: Sequence[str], options: RunOptions, mounts: Sequence[Mount]) -> Record:
+        record = self._transfers.wanted(image, options.pull, lambda: self._creator.create(image, argv, options, mounts))
+        self._starter.note(record, "create")
+        return record
 
     def start(self, image: str | Image, argv: Sequence[str] = (), *, options: RunOptions = RunOptions()) -> Container:
         """Start a fresh container in the background (`run -d`); it outlives this process."""

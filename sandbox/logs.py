@@ -28,19 +28,25 @@ def read(
 ) -> Iterator[LogLine]:
     """The entries, oldest first: the last `tail`, those not before `since`. With `lives`, which waits a moment and says whether
     there may be more, also what comes."""
+    for number, batch in enumerate(batches(path, lives)):
+        rows = batch[len(batch) - min(tail, len(batch)) :] if tail is not None and not number else batch
+        yield from (line for line in map(_line, rows) if line.time >= (since or _FIRST))
+
+
+def batches(path: Path, lives: Callable[[], bool] | None = None) -> Iterator[list[bytes]]:
+    """The lines of a file and of those it was rotated to (PATH.1 is older than PATH): first all there are, then, as long as `lives` says
+    that there may be more, what has come."""
     with ExitStack() as opened:
         files = _newer_than(None, path, opened)
-        lines = [line for file in files for line in _entries(file)]
-        lines = lines[len(lines) - min(tail, len(lines)) :] if tail is not None else lines
-        yield from (line for line in lines if line.time >= (since or _FIRST))
+        yield [raw for file in files for raw in _whole_lines(file)]
         current = files[-1] if files else None
         while lives is not None:
             more = lives()
-            if current is not None:
-                yield from _entries(current)  # to its end, before one that was begun later
+            came = list(_whole_lines(current)) if current is not None else []  # to its end, before one that was begun later
             for newer in _newer_than(current, path, opened):
-                yield from _entries(newer)
+                came += _whole_lines(newer)
                 current = newer
+            yield came
             if not more:
                 return
 
@@ -68,13 +74,17 @@ def _identity(file: IO[bytes]) -> tuple[int, int]:
     return facts.st_dev, facts.st_ino
 
 
-def _entries(log: IO[bytes]) -> Iterator[LogLine]:
-    """Whole entries from where the file stands; half an entry waits for the next call."""
+def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """From where the file stands; half a line waits for the next call."""
     while True:
-        start = log.tell()
-        raw = log.readline()
+        start = file.tell()
+        raw = file.readline()
         if not raw.endswith(b"\n"):
-            log.seek(start)
+            file.seek(start)
             return
-        row = json.loads(raw)
-        yield LogLine(row["stream"], datetime.fromisoformat(row["time"][:26] + "+00:00"), row["log"].encode("utf-8", "surrogateescape"))
+        yield raw
+
+
+def _line(raw: bytes) -> LogLine:
+    row = json.loads(raw)
+    return LogLine(row["stream"], datetime.fromisoformat(row["time"][:26] + "+00:00"), row["log"].encode("utf-8", "surrogateescape"))

@@ -12,9 +12,14 @@ from sandbox.errors import ContainerError, WrongState
 from sandbox.records import ALIVE, Record, Records, State
 from sandbox.runtime import cgroups
 from sandbox.runtime.container import Place, Running, Runtime, Stream, Streams, engine_mark
-from sandbox.runtime.init import cgroup, files
+from sandbox.runtime.init import cgroup, files, journal
 from sandbox.runtime.plan import Handling, LogFile
 from sandbox.runtime.spec import Pack, Process
+
+
+def told(record: Record) -> dict[str, str]:
+    """What its events say beside its id."""
+    return {"image": record.image_name, "name": record.name, **record.labels}
 
 
 class Starter:
@@ -77,8 +82,14 @@ class Starter:
         spec = replace(record.spec, process=process, network="none", address=None, ports=(), timeout=None, read_only=False)
         return self._runtime.start(spec, Handling(remove=False, record=False), streams)
 
+    def note(self, record: Record, action: str, **more: object) -> None:
+        """An event of a container."""
+        attributes = {**told(record), **{name: str(each) for name, each in more.items()}}
+        journal.note(str(self._runtime.root), "container", action, record.id, attributes)
+
     def remove(self, record: Record) -> None:
         """Take a stopped container away; its volumes stay."""
+        self.note(record, "destroy")
         if self._records.state(record.id).lost:  # its supervisor was killed and could not take its groups away
             self.sweep_groups({record.id})
         self._records.remove(record.id, [record.name])
@@ -103,4 +114,5 @@ class Starter:
             interactive=record.interactive and not detach,
             names=names,
             restart=record.restart,
+            told=told(record),
         )

@@ -19,7 +19,7 @@ import msgspec
 
 from sandbox.errors import InvalidOption, VolumeNotFound, WrongState
 from sandbox.records import Records
-from sandbox.runtime.init import files
+from sandbox.runtime.init import files, journal
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
@@ -93,6 +93,7 @@ class Volumes:
             if users := self.users(name):
                 raise WrongState(f"volume {name}: container {users[0]} has it", wanted="unused", actual="in use", hint="remove that first")
             files.remove_tree(str(self._directory / name))
+        journal.note(str(self._directory.parent), "volume", "destroy", name)
 
     def prune(self, *, all: bool = False) -> tuple[list[str], int]:
         """Delete anonymous volumes that no container has (`all`: those with a name too); their names, and the bytes that came free."""
@@ -116,6 +117,7 @@ class Volumes:
         (place / "volume.json").write_bytes(msgspec.json.encode(volume))
         (place / "_data").mkdir(mode=0o755)
         os.chmod(place / "_data", 0o755)  # whatever the umask
+        journal.note(str(self._directory.parent), "volume", "create", volume.name)
 
     def _read(self, place: Path) -> Volume:
         try:

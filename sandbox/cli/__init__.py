@@ -77,6 +77,7 @@ VERBS: dict[str, dict[str, Verb]] = {
     },
     "Both": {
         "inspect": Verb("inspect", "inspect", "Show everything about images or containers as JSON"),
+        "events": Verb("events", "events", "Show what happens, as it happens"),
         "prune": Verb("system", "prune", "Remove stopped containers, dangling images and unused layers"),
         "doctor": Verb("system", "doctor", "Say what this machine allows"),
         "trust": Verb("kernelspec.command", "trust", "Let a notebook's metadata give its kernel more"),
@@ -117,6 +118,7 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
         "Manage the engine",
         {
             "info": VERBS["Both"]["info"],
+            "events": VERBS["Both"]["events"],
             "prune": VERBS["Both"]["prune"],
             "restore": Verb("system", "restore", "After a reboot, start what its restart policy wants running"),
             "doctor": VERBS["Both"]["doctor"],

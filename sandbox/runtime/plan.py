@@ -79,6 +79,8 @@ class Handling:
     names: tuple[str, ...] = ()
     restart: tuple[str, int] = ("no", 0)
     """docker's policy and, for on-failure, how often (0: without end)."""
+    told: Mapping[str, str] | None = None
+    """What events of it say beside its id; None: there are none."""
 
 
 def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) -> dict[str, Any]:
@@ -94,6 +96,7 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
         "names": list(handling.names),
         "restart": list(handling.restart),
         "log": asdict(handling.log) if handling.log else None,
+        "told": {"root": site.store, "attributes": dict(handling.told)} if handling.told is not None else None,
         "interactive": handling.interactive,
         "timeout": spec.timeout,
         "oom_score_adj": spec.oom_score_adj,

@@ -17,7 +17,7 @@ import struct
 import termios
 import time
 
-from sandbox.runtime.init import attachment, cgroup, control, files, link, logfile, meter, pid1, program, streams, title
+from sandbox.runtime.init import attachment, cgroup, control, files, journal, link, logfile, meter, pid1, program, streams, title
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -288,7 +288,10 @@ class Container:
 
     def _take_health(self) -> None:
         assert self.health is not None
+        before = self.health.status
         self.health.take()
+        if self.health.status != before:
+            _note(self.plan, f"health_status: {self.health.status}")
         _record(self.plan, running_state(self))
 
     def start_meter(self) -> None:
@@ -409,6 +412,8 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
     grave = container.grave or (bury_container(plan) if plan["remove"] else "")
     if not plan["remove"]:
         _record(plan, {**result, **facts, "status": "exited"})
+    if grave:
+        _note(plan, "destroy")
     if grave and container.written >= _MUCH:  # whoever sees the end may need the space
         files.remove_tree(grave)
     tell(container, result)
@@ -416,6 +421,22 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
         files.remove_tree(grave)
     if container.attachment:
         container.attachment.leave()
+
+
+def _note(plan: Mapping[str, Any], action: str, **more: object) -> None:
+    """An event of this container."""
+    if plan["told"]:
+        attributes = {**plan["told"]["attributes"], **{name: str(each) for name, each in more.items()}}
+        journal.note(plan["told"]["root"], "container", action, plan["id"], attributes)
+
+
+def _note_end(plan: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    if result["event"] != "exited":
+        return
+    if result["used"].get("oom_kills"):
+        _note(plan, "oom")
+    code = os.waitstatus_to_exitcode(result["wait_status"])
+    _note(plan, "die", exitCode=code if code >= 0 else 128 - code)
 
 
 def _run_once(container: Container) -> dict[str, Any]:
@@ -428,6 +449,7 @@ def _run_once(container: Container) -> dict[str, Any]:
         container.start_meter()
         container.start_health()
         tell(container, {"event": "started", "pid": container.pid})
+        _note(plan, "start")
         container.watch()
         result = container.finish()
     except Refused as err:
@@ -439,6 +461,7 @@ def _run_once(container: Container) -> dict[str, Any]:
     except (OSError, TimeoutError) as err:
         result["left"] = str(err)
     result["finished"] = time.time()
+    _note_end(plan, result)
     return result
 
 

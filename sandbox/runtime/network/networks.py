@@ -22,6 +22,7 @@ from typing import Any  # an attachment is JSON
 import msgspec
 
 from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound, WrongState
+from sandbox.runtime.init import journal
 from sandbox.runtime.init import netlink as n
 from sandbox.runtime.network import rules
 from sandbox.runtime.spec import ContainerSpec
@@ -125,6 +126,7 @@ class Networks:
             fresh = self._file(name).with_suffix(".new")
             fresh.write_bytes(msgspec.json.encode(network))
             fresh.rename(self._file(name))
+        journal.note(str(self._root), "network", "create", name)
         return network
 
     def remove(self, name: str) -> None:
@@ -137,6 +139,7 @@ class Networks:
             for path in self._place(name).iterdir():
                 path.unlink()
             self._place(name).rmdir()
+        journal.note(str(self._root), "network", "destroy", name)
 
     def prune(self) -> list[str]:
         """Take what nobody uses off the host, and networks other than the default one away; the names of those."""
