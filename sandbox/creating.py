@@ -36,15 +36,17 @@ class Creator:
             spec = self._spec(container_id, found, argv, options)
             directory = self._records.directory(container_id)
             name = self._records.claim_name(container_id, options.name)
+            volumes: list[str] = []
             try:
                 directory.mkdir(mode=0o700, parents=True)
-                mounts = (*self._mounts(found, directory, options), *extra)
+                mounts = (*self._mounts(found, directory, options, volumes), *extra)
                 self._make_upper(directory, found)
                 made = replace(spec, mounts=mounts, names=(name, *options.network_alias))
                 record = self._record_of(made, found, name, image, options)
                 self._records.write(record)
             except BaseException:
                 self._records.remove(container_id, [name])
+                self._volumes.remove_anonymous(volumes)
                 raise
         return record
 
@@ -112,8 +114,8 @@ class Creator:
         if os.geteuid() == 0:
             os.chown(upper, root.st_uid, root.st_gid)
 
-    def _mounts(self, image: Image, directory: Path, options: RunOptions) -> tuple[Mount, ...]:
-        """-v, --mount, --tmpfs, and an anonymous volume for each VOLUME of the image that nothing else covers."""
+    def _mounts(self, image: Image, directory: Path, options: RunOptions, made: list[str]) -> tuple[Mount, ...]:
+        """-v, --mount, --tmpfs, and an anonymous volume for each VOLUME of the image that nothing else covers, named in `made`."""
         long = [launch.parse_mount(text) for text in options.mount]
         requests = [launch.parse_volume(text) for text in options.volume] + [each for each in long if isinstance(each, VolumeRequest)]
         tmpfs = [launch.parse_tmpfs(text) for text in options.tmpfs] + [each for each in long if not isinstance(each, VolumeRequest)]
@@ -122,12 +124,16 @@ class Creator:
             raise InvalidOption(f"{twice}: two mounts for one place")
         requests += [VolumeRequest("named", "", path) for path in sorted(image.config.value.config.volumes or ()) if path not in targets]
         return (
-            *(self._bind(request, number, image, directory, options) for number, request in enumerate(requests)),
+            *(self._bind(request, number, image, directory, options, made) for number, request in enumerate(requests)),
             *(Mount("tmpfs", target, options=given) for target, given in tmpfs),
         )
 
-    def _bind(self, request: VolumeRequest, number: int, image: Image, directory: Path, options: RunOptions) -> Mount:
-        source = self._host_directory(request) if request.kind == "bind" else self._volume(request, number, image, directory, options)
+    def _bind(self, request: VolumeRequest, number: int, image: Image, directory: Path, options: RunOptions, made: list[str]) -> Mount:
+        if request.kind == "bind":
+            source = self._host_directory(request)
+        else:
+            source = self._volume(request, number, image, directory, options)
+            made += [] if request.source else [str(source)]
         return Mount("bind", request.target, str(source), read_only=request.read_only)
 
     def _host_directory(self, request: VolumeRequest) -> Path:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Self
 
 from sandbox import launch
-from sandbox.build.events import BuildEvent
 from sandbox.build.times import now
 from sandbox.containers import Container, ProcessRow, Stats
 from sandbox.creating import Creator
@@ -26,7 +25,6 @@ from sandbox.pruning import Pruner, PruneReport
 from sandbox.records import ALIVE, Record, Records, Status
 from sandbox.runtime.container import OnOutput, Running, Runtime, Streams
 from sandbox.runtime.init import journal
-from sandbox.runtime.network.networks import Networks
 from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, Limits, Mount
 from sandbox.starting import Starter
@@ -36,6 +34,7 @@ from sandbox.volumes import Volumes
 if TYPE_CHECKING:
     from sandbox.build.disk import CachePruned, CacheUse, Choice
     from sandbox.build.dockerfile import Dockerfile
+    from sandbox.build.events import BuildEvent
     from sandbox.build.outputs import Output
     from sandbox.build.rules import Finding
     from sandbox.build.settings import Settings
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from sandbox.image.registry.progress import OnTransfer
     from sandbox.image.registry.pulling import Pulled
     from sandbox.image.registry.pushing import Pushed
+    from sandbox.runtime.network.networks import Networks
     from sandbox.session.interpreter import Interpreter
     from sandbox.session.runners import Runner
 
@@ -93,7 +93,7 @@ class Engine:
         self.volumes = Volumes(self.root, self._records)
         self._creator = Creator(self.root, self._store, self._records, self.volumes)
         self._starter = Starter(self._records, self._runtime)
-        self._pruner = Pruner(self._store, self._records, self._images, self._starter, self._runtime.networks)
+        self._pruner = Pruner(self._store, self._records, self._images, self._starter, lambda: self._runtime.networks)
 
     @property
     def networks(self) -> Networks:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from sandbox.image.store import Store
 from sandbox.images import Images
 from sandbox.outplaces import abandoned
 from sandbox.records import Records
 from sandbox.runtime.init import files
-from sandbox.runtime.network.networks import Networks
 from sandbox.starting import Starter
+
+if TYPE_CHECKING:
+    from sandbox.runtime.network.networks import Networks
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class PruneReport:
 class Pruner:
     """Prunes one engine."""
 
-    def __init__(self, store: Store, records: Records, images: Images, starter: Starter, networks: Networks) -> None:
+    def __init__(self, store: Store, records: Records, images: Images, starter: Starter, networks: Callable[[], Networks]) -> None:
         self._store = store
         self._records = records
         self._images = images
@@ -49,7 +52,7 @@ class Pruner:
                 files.remove_tree(str(place))
             for link in self._records.stale_names():
                 link.unlink(missing_ok=True)
-        self._networks.prune()
+        self._networks().prune()
         return replace(self.images(all=all), containers=tuple(record.id for record in removed))
 
     def containers(self) -> PruneReport:

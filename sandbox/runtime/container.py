@@ -11,18 +11,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal, Self  # Any: plans and reports are JSON
+from typing import IO, TYPE_CHECKING, Any, Literal, Self  # Any: plans and reports are JSON
 
 from sandbox.errors import PortTaken, SetupFailed, Unsupported
 from sandbox.runtime import cgroups
 from sandbox.runtime.init import files, link, procs
-from sandbox.runtime.network.networks import Networks
-from sandbox.runtime.network.ports import owner_of
 from sandbox.runtime.plan import Handling, Site, capabilities, make_plan, process_plan
 from sandbox.runtime.security import seccomp
 from sandbox.runtime.spawner import Spawner, hand_over
 from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Process, Usage, Why
+
+if TYPE_CHECKING:
+    from sandbox.runtime.network.networks import Networks
 
 Stream = Literal["stdout", "stderr"]
 OnOutput = Callable[[Stream, bytes], None]
@@ -57,7 +59,13 @@ class Runtime:
         self._spawner = Spawner()
         self._filters = seccomp.Filters(root / "seccomp")
         self._discovery = cgroups.Discovery()
-        self.networks = Networks(root, lambda container_id: files.is_locked(str(self.record(container_id))))
+
+    @cached_property
+    def networks(self) -> Networks:
+        """The networks containers can be in."""
+        from sandbox.runtime.network.networks import Networks  # most runs have none
+
+        return Networks(self.root, lambda container_id: files.is_locked(str(self.record(container_id))))
 
     def close(self) -> None:
         """End the helper process; detached containers live on."""
@@ -173,6 +181,8 @@ class Place:
             try:
                 running = _hand_over(self._supervisor, "run", plan, streams, spec.limits, spec.timeout)
             except PortTaken as err:
+                from sandbox.runtime.network.ports import owner_of
+
                 owner = owner_of(self._runtime.root, err.port, err.protocol)
                 raise PortTaken(f"{err}{owner and f' by {owner}'}", port=err.port, protocol=err.protocol) from err
         running.finally_do(self._runtime._spawner.restock)

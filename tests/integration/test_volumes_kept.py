@@ -91,6 +91,16 @@ def test_volumes_without_a_name_stay_unless_they_are_asked_away(sandbox: Command
     assert volumes(sandbox) == []
 
 
+def test_a_container_that_cannot_be_made_leaves_no_volume(sandbox: CommandLine, tmp_path: Path) -> None:
+    done = sandbox("create", "--mount", f"type=bind,src={tmp_path}/none,dst=/d", "-v", "/e", "has", "true")
+    assert (done.status, "does not exist" in done.err) == (125, True)
+    done = sandbox("create", "-v", "/e", "--mount", f"type=bind,src={tmp_path}/none,dst=/d", "has", "true")
+    assert done.status == 125
+    assert volumes(sandbox) == []
+    sandbox.ok("create", "-v", "/e", "has", "true")
+    assert len(volumes(sandbox)) == 2
+
+
 def test_nothing_is_left_of_a_run_that_is_removed(sandbox: CommandLine) -> None:
     run(sandbox, "has", "touch", "/data/x")
     assert volumes(sandbox) == []

@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 from sandbox.errors import InvalidOption, Unsupported
 
@@ -76,7 +76,7 @@ Outcome = int | tuple[Rule, ...]
 
 def compile_policy(policy: Policy) -> bytes:
     """The filter as an array of struct sock_filter. Calls of an architecture that is not in the policy end the process."""
-    numbers: dict[str, dict[str, int]] = json.loads(resources.files(__package__).joinpath("syscalls.json").read_text("ascii"))
+    numbers: dict[str, dict[str, int]] = json.loads(Path(__file__).with_name("syscalls.json").read_text("ascii"))
     spaces: dict[int, dict[int, Outcome]] = {}
     for arch in policy.arches:
         if arch not in _FAMILIES:

@@ -12,7 +12,6 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -85,7 +84,7 @@ _PROFILE = msgspec.json.Decoder(Profile)
 
 def default_profile() -> bytes:
     """docker's default policy."""
-    return resources.files(__package__).joinpath("default.json").read_bytes()
+    return Path(__file__).with_name("default.json").read_bytes()
 
 
 def parse_profile(text: bytes) -> Profile:
