@@ -98,6 +98,10 @@ def remove_tree(path: str) -> None:
         os.rmdir(path)
     except FileNotFoundError:
         return
+    except OSError as err:
+        if err.errno != errno.ENOTEMPTY:
+            raise
+        remove_tree(path)  # somebody who does not know yet has put something into it meanwhile
 
 
 def _entries(path: str) -> Any:  # Any: what scandir gives, an iterator and a context

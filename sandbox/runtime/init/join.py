@@ -45,7 +45,7 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
     joined = Joined(plan, client, stdio, shown)
     try:
         joined.start()
-        supervisor.tell(joined, {"event": "started", "pid": joined.pid})
+        supervisor.tell_started(joined)
         joined.watch()
         result = joined.finish()
     except supervisor.Refused as err:

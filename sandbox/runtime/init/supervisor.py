@@ -257,12 +257,16 @@ class Container:
             self.client.close()
             self.client = None
             if not self.plan["detach"]:
-                self._end("interrupted", signal.SIGKILL)
+                self.interrupt()
         elif "signal" in message:
             self._signal(message["signal"])
         elif "size" in message and self.terminal >= 0:
             rows, columns = message["size"]
             _set_window(self.terminal, rows, columns)
+
+    def interrupt(self) -> None:
+        """Nobody is attached to it any more."""
+        self._end("interrupted", signal.SIGKILL)
 
     def _serve_keyboard(self) -> None:
         data = os.read(self.stdio[0], 4096)
@@ -448,7 +452,7 @@ def _run_once(container: Container) -> dict[str, Any]:
         container.start()
         container.start_meter()
         container.start_health()
-        tell(container, {"event": "started", "pid": container.pid})
+        tell_started(container)
         _note(plan, "start")
         container.watch()
         result = container.finish()
@@ -557,6 +561,13 @@ def _record(plan: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         files.write_json(plan["directory"] + "/state.json", state)
     except FileNotFoundError:
         return
+
+
+def tell_started(container: Container) -> None:
+    """Whoever is attached may have been killed while it was set up: then it ends as it would later."""
+    tell(container, {"event": "started", "pid": container.pid})
+    if container.client is None and not container.plan["detach"]:
+        container.interrupt()
 
 
 def tell(container: Container, message: Mapping[str, Any]) -> None:
