@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sandbox.build.outputs import Output
     from sandbox.build.rules import Finding
     from sandbox.build.settings import Settings
-    from sandbox.happenings import Event
+    from sandbox.events import Event
     from sandbox.image.packing import Packing
     from sandbox.image.registry.access import Terms
     from sandbox.image.registry.progress import OnTransfer
@@ -90,7 +90,7 @@ class Engine:
         self._runtime = Runtime(self.root)
         self._images = Images(self._store, self._records)
         self._transfers = Transfers(self._store)
-        self.volumes = Volumes(self.root, self._records)
+        self.volumes = Volumes(self.root, self._records, self._store.exclusive)
         self._creator = Creator(self.root, self._store, self._records, self.volumes)
         self._starter = Starter(self._records, self._runtime)
         self._pruner = Pruner(self._store, self._records, self._images, self._starter, lambda: self._runtime.networks)
@@ -238,9 +238,7 @@ class Engine:
     ) -> list[Pulled]:
         """Bring an image (`all_tags`: every tag of a repository) from its registry. NotInRegistry, Unauthorized, RateLimited,
         DigestMismatch, InvalidImage, RegistryError: then no name has changed."""
-        pulled = self._transfers.pull(name, platform=platform, all_tags=all_tags, terms=terms, on_event=on_event)
-        self._note("image", "pull", name)
-        return pulled
+        return self._transfers.pull(name, platform=platform, all_tags=all_tags, terms=terms, on_event=on_event)
 
     def push(
         self,
@@ -255,9 +253,7 @@ class Engine:
         otherwise. Unauthorized, RegistryError."""
         from sandbox.image.packing import Packing
 
-        pushed = self._transfers.push(name, target, packing=packing or Packing("gzip"), terms=terms, on_event=on_event)
-        self._note("image", "push", target or name)
-        return pushed
+        return self._transfers.push(name, target, packing=packing or Packing("gzip"), terms=terms, on_event=on_event)
 
     def ensure_image(self, name: str, policy: PullPolicy = "missing", *, on_event: OnTransfer | None = None) -> Image:
         """The image of this name, pulled when it is missing (`always`: in any case). ImageNotFound, RegistryError."""
@@ -322,7 +318,7 @@ class Engine:
 
     def events(self, *, since: datetime | None = None, until: datetime | None = None, follow: bool = False) -> Iterator[Event]:
         """What has happened here (a few megabytes of it are kept); with `follow` what happens, to `until` or for ever."""
-        from sandbox.happenings import events
+        from sandbox.events import events
 
         return events(self.root, since=since, until=until, follow=follow)
 

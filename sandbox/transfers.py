@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from sandbox.errors import ImageNotFound, InvalidOption
 from sandbox.image.reference import DEFAULT_REGISTRY, Reference
 from sandbox.image.store import Image, Store
+from sandbox.runtime.init import journal
 
 if TYPE_CHECKING:
     from sandbox.image.packing import Packing
@@ -41,8 +42,11 @@ class Transfers:
         wanted = parse_platform(platform) if platform else None
         with Access(os.environ, terms or Terms()) as access:
             if all_tags:
-                return pull_all(self._store, access, reference, platform=wanted, on_event=on_event or ignore)
-            return [pull(self._store, access, reference, platform=wanted, on_event=on_event or ignore)]
+                pulled = pull_all(self._store, access, reference, platform=wanted, on_event=on_event or ignore)
+            else:
+                pulled = [pull(self._store, access, reference, platform=wanted, on_event=on_event or ignore)]
+        journal.note(str(self._store.root), "image", "pull", name)
+        return pulled
 
     def push(self, name: str, target: str | None, *, packing: Packing, terms: Terms | None, on_event: OnTransfer | None) -> Pushed:
         """Send the image `name` under the name `target`, or its own."""
@@ -53,7 +57,9 @@ class Transfers:
         reference = Reference.parse(target or name)
         image = self._store.find(name)
         with Access(os.environ, terms or Terms()) as access:
-            return push(self._store, access, image, reference, packing, on_event=on_event or ignore)
+            pushed = push(self._store, access, image, reference, packing, on_event=on_event or ignore)
+        journal.note(str(self._store.root), "image", "push", target or name)
+        return pushed
 
     def ensure(
         self,

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -36,7 +36,9 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
 class Volumes:
     """The volumes of one engine."""
 
-    def __init__(self, root: Path, records: Records) -> None:
+    def __init__(self, root: Path, records: Records, exclusive: Callable[[], AbstractContextManager[object]]) -> None:
+        """`exclusive`: while nobody makes a container, whose volumes nobody can know yet."""
+        self._exclusive = exclusive
         self._directory = root / "volumes"
         self._records = records
 
@@ -89,9 +91,13 @@ class Volumes:
             if force:
                 return
             raise
-        with self._locked():
+        with self._exclusive():
             if users := self.users(name):
                 raise WrongState(f"volume {name}: container {users[0]} has it", wanted="unused", actual="in use", hint="remove that first")
+            self._delete(name)
+
+    def _delete(self, name: str) -> None:
+        with self._locked():
             files.remove_tree(str(self._directory / name))
         journal.note(str(self._directory.parent), "volume", "destroy", name)
 
@@ -99,17 +105,18 @@ class Volumes:
         """Delete anonymous volumes that no container has (`all`: those with a name too); their names, and the bytes that came free."""
         from sandbox.build.cachemounts import size_of  # rarely needed
 
-        unused = [each.name for each in self.all() if (all or each.anonymous) and not self.users(each.name)]
-        freed = sum(size_of(self._directory / name) for name in unused)
-        for name in unused:
-            self.remove(name, force=True)
+        with self._exclusive():
+            unused = [each.name for each in self.all() if (all or each.anonymous) and not self.users(each.name)]
+            freed = sum(size_of(self._directory / name) for name in unused)
+            for name in unused:
+                self._delete(name)
         return unused, freed
 
     def remove_anonymous(self, sources: list[str]) -> None:
         """Delete those of these directories that are anonymous volumes nobody else has."""
         for volume in self.all():
             if volume.anonymous and str(self.data(volume.name)) in sources and not self.users(volume.name):
-                self.remove(volume.name, force=True)
+                self._delete(volume.name)
 
     def _make(self, volume: Volume) -> None:
         place = self._directory / volume.name

@@ -16,7 +16,7 @@ from sandbox.cli.invocation import engine, write_bytes
 from sandbox.cli.templates import Template, go_json
 
 if TYPE_CHECKING:
-    from sandbox.happenings import Event
+    from sandbox.events import Event
 
 _KEYS = "type, event, container, image, volume, network, label"
 

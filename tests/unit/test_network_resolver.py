@@ -104,6 +104,23 @@ def test_what_is_no_question_gets_no_answer(asked: Asked, packet: bytes) -> None
     assert parts(asked.ask(question("web"))) == (77, 0, 2)
 
 
+def test_more_questions_than_can_wait_forget_the_oldest(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolver, "_MOST_WAITING", 3)
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(resolver, "PORT", server.getsockname()[1])
+        asked.resolver._servers = ["127.0.0.1"]
+        for _ in range(3):
+            assert asked.ask(question("far.example")) is None
+        fds = [fd for fd in asked.resolver.fds() if fd != asked._inside.fileno()]
+        assert len(fds) == 3
+        asked.ask(question("far.example"))
+        for fd in fds:  # they were ready in the same round
+            asked.resolver.serve(fd)
+        assert len(list(asked.resolver.fds())) <= 2
+    assert parts(asked.ask(question("web"))) == (77, 0, 2)
+
+
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_question_or_not(data: bytes) -> None:
     found = resolver._question(data)

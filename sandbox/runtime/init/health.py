@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 
-from sandbox.runtime.init import cgroup, join, link, pid1, procs, streams, supervisor
+from sandbox.runtime.init import cgroup, join, link, pid1, procs, streams, supervisor, title
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -64,7 +64,7 @@ class Health:
         self._child, theirs = link.pair()
         self._pid = os.fork()
         if self._pid == 0:
-            _be_check(theirs, plan)
+            _be_check(theirs, plan, self._container.title)
         theirs.close()
         self.due = None
 
@@ -135,24 +135,24 @@ class _Kept:
         self.text += data[: _MOST_OUTPUT - len(self.text)]
 
 
-def _be_check(parent: socket.socket, plan: Mapping[str, Any]) -> None:
+def _be_check(parent: socket.socket, plan: Mapping[str, Any], shown: title.Title) -> None:
     """In the child: never returns. Nothing of the supervisor's stays open: its lock says that the container runs."""
     try:
         s.prctl(s.PR_SET_PDEATHSIG, signal.SIGKILL)
         pid1.close_others({0, 1, 2, parent.fileno()})
         started, kept = time.time(), _Kept()
-        code, words = _check(dict(plan), kept)
+        code, words = _check(dict(plan), kept, shown)
         text = kept.text.decode("utf-8", "replace") + words
         pid1.say(parent, {"started": started, "code": code, "output": text})
     finally:
         os._exit(0)
 
 
-def _check(plan: dict[str, Any], kept: _Kept) -> tuple[int, str]:
+def _check(plan: dict[str, Any], kept: _Kept, shown: title.Title) -> tuple[int, str]:
     """The exit code, and words of ours."""
     source, sink = os.pipe()
     stdio = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), sink, os.dup(sink)]
-    joined = join.Joined(plan, None, stdio, None)
+    joined = join.Joined(plan, None, stdio, shown)
     joined.pumps = [streams.Pump("stdout", source, [], kept)]
     try:
         joined.start()

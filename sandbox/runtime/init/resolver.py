@@ -113,7 +113,10 @@ class Resolver:
         self._reply(_answered(data, end_of_question, [], code=_FAILED), sender)
 
     def _pass_back(self, fd: int) -> None:
-        number, sender, _, upstream = self._waiting.pop(fd)
+        waiting = self._waiting.pop(fd, None)
+        if waiting is None:  # it was forgotten a moment ago, for a question of the same round
+            return
+        number, sender, _, upstream = waiting
         try:
             data = upstream.recv(65536)
             if int.from_bytes(data[:2], "big") == number:

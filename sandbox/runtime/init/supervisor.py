@@ -22,7 +22,7 @@ from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from sandbox.runtime.init import health
@@ -46,7 +46,7 @@ class Refused(Exception):
 class Container:
     """One container while it runs."""
 
-    def __init__(self, plan: dict[str, Any], client: socket.socket | None, stdio: Sequence[int], shown: title.Title | None) -> None:
+    def __init__(self, plan: dict[str, Any], client: socket.socket | None, stdio: Sequence[int], shown: title.Title) -> None:
         self.plan = plan
         self.title = shown
         self.client = client
@@ -68,6 +68,7 @@ class Container:
         self.grave = ""
         self.health: health.Health | None = None
         self.is_again = False
+        self.is_over = False
         self.attachment = attachment.Attachment(plan["network"]) if plan.get("network") else None
 
     # set up ---------------------------------------------------------------------------------------------------------
@@ -87,8 +88,7 @@ class Container:
         try:
             self.pid = s.clone(flags_of(self.plan["namespaces"]), group["into"] if group else None)
             if self.pid == 0:
-                if self.title is not None:
-                    self.title.set("sandbox-init")
+                self.title.set("sandbox-init")
                 pid1.run(self.plan, inner, inside, joins)
             self.pidfd = os.pidfd_open(self.pid)
         except OSError as err:
@@ -190,58 +190,47 @@ class Container:
             watched = self._register(poll)
             moments = [each for each in (deadline, self.health.due if self.health else None) if each is not None]
             ready = poll.poll(max(0.0, min(moments) - time.monotonic()) * 1000 if moments else None)
-            ended = False
             for fd, _ in ready:
-                ended |= self._serve(watched[fd])
-            if ended:
+                watched[fd]()
+            self._limit_output()
+            if self.is_over:
                 return
             if deadline is not None and time.monotonic() >= deadline:
                 deadline = self._time_is_up()
             if self.health and self.health.due is not None and time.monotonic() >= self.health.due:
                 self.health.begin()
 
-    def _register(self, poll: select.poll) -> dict[int, Any]:
-        """What to wait for now; the table says whose each descriptor is."""
-        watched: dict[int, Any] = {self.pidfd: "init"}
+    def _register(self, poll: select.poll) -> dict[int, Callable[[], object]]:
+        """What to wait for now: descriptor → what to do when it is ready."""
+        watched: dict[int, Callable[[], object]] = {self.pidfd: self._init_ended}
         if self.reported is None:
-            watched[self.link.fileno()] = "link"
+            watched[self.link.fileno()] = self._serve_link
         if self.client is not None:
-            watched[self.client.fileno()] = "client"
+            watched[self.client.fileno()] = self._serve_client
         if self.meter is not None:
-            watched[self.meter[1]] = "meter"
+            watched[self.meter[1]] = self._is_full
         if self.health and self.health.fileno() >= 0:
             watched[self.health.fileno()] = self._take_health
         if self.attachment:
             for fd in self.attachment.fds():
                 watched[fd] = functools.partial(self.attachment.serve, fd)
+        if self.terminal >= 0 and self.plan["interactive"] and self.stdio[0] >= 0:
+            watched[self.stdio[0]] = self._serve_keyboard
         for fd in watched:
             poll.register(fd, select.POLLIN)
         for pump in self.pumps:
             for fd, events, ready in pump.interests():
                 watched[fd] = ready
                 poll.register(fd, events)
-        if self.terminal >= 0 and self.plan["interactive"] and self.stdio[0] >= 0:
-            watched[self.stdio[0]] = "keyboard"
-            poll.register(self.stdio[0], select.POLLIN)
         return watched
 
-    def _serve(self, who: object) -> bool:
-        """One ready descriptor; True when init has ended."""
-        if who == "init":
-            return True
-        if who == "link":
-            self._serve_link()
-        elif who == "client":
-            self._serve_client()
-        elif who == "keyboard":
-            self._serve_keyboard()
-        elif who == "meter":
-            self._stop_meter()
-            self._end("disk", signal.SIGKILL)
-        elif callable(who):
-            who()
-            self._limit_output()
-        return False
+    def _init_ended(self) -> None:
+        self.is_over = True
+
+    def _is_full(self) -> None:
+        """It has written more than it may."""
+        self._stop_meter()
+        self._end("disk", signal.SIGKILL)
 
     def _serve_link(self) -> None:
         """Init says how its program ended, or its end is closed. What can be settled is, while Linux takes init apart."""
