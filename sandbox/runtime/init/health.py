@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 
-from sandbox.runtime.init import cgroup, join, link, pid1, procs, streams, supervisor, title
+from sandbox.runtime.init import cgroup, hostside, join, link, pid1, procs, report, streams, supervisor, title
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -108,7 +108,7 @@ class Health:
         return cgroup.is_frozen(freezer) if freezer else False
 
     def _joining_plan(self) -> dict[str, Any]:
-        facts = supervisor.running_state(self._container)
+        facts = report.running_state(self._container)
         return {
             "pid": procs.entered_through(self._container.pid),
             "namespaces": facts["namespaces"],
@@ -153,12 +153,12 @@ def _check(plan: dict[str, Any], kept: _Kept, shown: title.Title) -> tuple[int, 
     source, sink = os.pipe()
     stdio = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC), sink, os.dup(sink)]
     joined = join.Joined(plan, None, stdio, shown)
-    joined.pumps = [streams.Pump("stdout", source, [], kept)]
+    joined.output.pumps = [streams.Pump("stdout", source, [], kept)]
     try:
         joined.start()
         joined.watch()
         result = joined.finish()
-    except supervisor.Refused as err:
+    except hostside.Refused as err:
         return int(err.message["code"]), str(err)
     except OSError as err:
         return _FAILED, str(err)

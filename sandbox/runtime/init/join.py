@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 
-from sandbox.runtime.init import link, pid1, procs, program, supervisor, title
+from sandbox.runtime.init import hostside, link, pid1, procs, program, supervisor, title
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -20,20 +20,20 @@ class Joined(supervisor.Container):
     """The supervisor of an exec: enters the namespaces instead of making them, and owns no cgroup."""
 
     def start(self) -> None:
-        """Until the program runs inside; supervisor.Refused when it does not."""
+        """Until the program runs inside; hostside.Refused when it does not."""
         target = os.pidfd_open(self.plan["pid"])
         joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in self.plan["joins"]]
         pid1.load_entry(self.plan["process"])
         if os.geteuid() == 0 and (root := procs.root_of(self.plan["pid"])):
-            program.give_pipes(self.stdio, root, root)
+            program.give_pipes(self.output.stdio, root, root)
         self.link, inner = link.pair()
         self.pid = s.clone(0, self.plan["into"])
         if self.pid == 0:
-            _enter_and_run(self.plan, inner, self.stdio, joins, target)
+            _enter_and_run(self.plan, inner, self.output.stdio, joins, target)
         self.pidfd = os.pidfd_open(self.pid)
         inner.close()
-        given = set() if self.plan["process"]["tty"] else set(self.stdio)
-        self._close_unused({*joins, target, *given})
+        given = set() if self.plan["process"]["tty"] else set(self.output.stdio)
+        self.output.let_go({*joins, target, *given})
         self._follow_setup()
 
     def _died_in_setup(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
         supervisor.tell_started(joined)
         joined.watch()
         result = joined.finish()
-    except supervisor.Refused as err:
+    except hostside.Refused as err:
         result = err.message
     except OSError as err:
         result = {"event": "refused", "code": 125, "message": str(err), "step": "join", "errno": err.errno}
@@ -66,7 +66,7 @@ def _enter_and_run(plan: Mapping[str, Any], outer: socket.socket, stdio: Sequenc
             os.close(fd)
         s.prctl(s.PR_SET_DUMPABLE, 0)  # before the container can see us (CVE-2016-9962)
         pid1.forget_imports()
-        s.setns(target, supervisor.flags_of(plan["namespaces"]))
+        s.setns(target, hostside.flags_of(plan["namespaces"]))
         os.close(target)
         os.setgid(0)
         os.setuid(0)

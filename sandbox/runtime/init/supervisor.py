@@ -9,16 +9,14 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-import resource
 import select
 import signal
 import socket
-import struct
-import termios
 import time
 
-from sandbox.runtime.init import attachment, cgroup, control, files, journal, link, logfile, meter, pid1, program, streams, title
+from sandbox.runtime.init import attachment, cgroup, files, hostside, link, meter, output, pid1, program, report, restarts, title
 from sandbox.runtime.init import syscalls as s
+from sandbox.runtime.init.hostside import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,20 +25,10 @@ if TYPE_CHECKING:
 
     from sandbox.runtime.init import health
 
-_STUCK_CLIENT = 1.0
-"""Seconds a client may leave the last output unread before it is dropped."""
 _MUCH = 1 << 20
 """Bytes written from which on a container's files are deleted before its end is told."""
 _AFTER_TERM = 2.0
 """Seconds between SIGTERM and SIGKILL when time is up."""
-
-
-class Refused(Exception):
-    """The container could not be set up or its program not started; the attributes are what the client is told."""
-
-    def __init__(self, message: Mapping[str, Any]) -> None:
-        super().__init__(message["message"])
-        self.message = dict(message)
 
 
 class Container:
@@ -50,7 +38,7 @@ class Container:
         self.plan = plan
         self.title = shown
         self.client = client
-        self.stdio = list(stdio)
+        self.output = output.Output(plan, stdio)
         self.pid = 0
         self.pidfd = -1
         self.link: socket.socket
@@ -58,9 +46,6 @@ class Container:
         self.status: int | None = None
         self.started = 0.0
         self.ending = ""
-        self.pumps: list[streams.Pump] = []
-        self.log: logfile.Log | None = None
-        self.terminal = -1
         self.meter: tuple[int, int] | None = None
         self.reported: int | None = None
         self.account: dict[str, Any] = {}
@@ -77,16 +62,16 @@ class Container:
         """Until the program runs; Refused when it does not come to that, and nothing is left then."""
         group = self.plan["cgroup"]
         if group:
-            _make_groups(group)
+            hostside.make_groups(group)
         joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in group["joins"] if path != group["slow_join"]] if group else []
         pid1.load_entry(self.plan["process"])
         self.link, inner = link.pair()
-        inside, self.pumps = self._wire_output()
+        inside = self.output.wire()
         if self.plan["idmap"] and os.geteuid() == 0:
             root = self.plan["idmap"]["uid"][0][1]
             program.give_pipes(inside, root, root)
         try:
-            self.pid = s.clone(flags_of(self.plan["namespaces"]), group["into"] if group else None)
+            self.pid = s.clone(hostside.flags_of(self.plan["namespaces"]), group["into"] if group else None)
             if self.pid == 0:
                 self.title.set("sandbox-init")
                 pid1.run(self.plan, inner, inside, joins)
@@ -96,33 +81,10 @@ class Container:
                 {"event": "refused", "code": 125, "message": f"clone: {err.strerror}", "step": "clone", "errno": err.errno}
             ) from err
         inner.close()
-        self._close_unused({*joins, *inside})
+        self.output.let_go({*joins, *inside})
         self._attach_network()
         self._hand_over_mounts()
         self._follow_setup()
-
-    def _wire_output(self) -> tuple[list[int], list[streams.Pump]]:
-        """What init gets as 0, 1, 2: the client's own descriptors, or pipes of ours when the output is logged."""
-        if self.plan["log"]:
-            self.log = logfile.Log(**self.plan["log"])
-        if self.plan["process"]["tty"]:
-            return [], []  # init opens the terminal inside
-        if not self.log and not self.plan.get("output_limit"):
-            return self.stdio, []
-        inside, pumps = [self.stdio[0]], []
-        for name, sink in zip(("stdout", "stderr"), self.stdio[1:3], strict=True):
-            source, write_end = os.pipe()
-            inside.append(write_end)
-            pumps.append(streams.Pump(name, source, [] if self.plan["detach"] else [sink], self.log))
-        return [*inside, *self.stdio[3:]], pumps
-
-    def _close_unused(self, given: set[int]) -> None:
-        """What init has now, and for a detached container all that is the client's."""
-        if self.plan["detach"]:
-            given |= set(self.stdio)
-        for fd in given:
-            os.close(fd)
-        self.stdio = [-1 if fd in given else fd for fd in self.stdio]
 
     def _attach_network(self) -> None:
         if self.attachment is None:
@@ -137,10 +99,10 @@ class Container:
         trees: dict[str, int] = {}
         userns = -1
         try:
-            _set_before_it_may_not(self.pid, self.plan)
-            userns = _map_ids(self.pid, self.plan["idmap"]) if self.plan["idmap"] else -1
+            hostside.set_before_it_may_not(self.pid, self.plan)
+            userns = hostside.map_ids(self.pid, self.plan["idmap"]) if self.plan["idmap"] else -1
             for source in self.plan["host_mounts"]:
-                trees[source["name"]] = _detach_host_mount(source, userns)
+                trees[source["name"]] = hostside.detach_host_mount(source, userns)
             link.send(self.link, {"mounts": list(trees)}, list(trees.values()))
         except OSError as err:
             message = f"{err.filename or 'user namespace'}: {err.strerror}"
@@ -162,9 +124,10 @@ class Container:
                 if fds and self.attachment:
                     self.attachment.serve_names(fds[0])
                 self.started = time.time()
-                _record(self.plan, running_state(self))  # while the program starts; should it not, its end is recorded over this
+                # While the program starts; should it not, its end is recorded over this.
+                report.record(self.plan, report.running_state(self))
             elif message["event"] == "terminal":
-                self._wire_terminal(fds[0])
+                self.output.wire_terminal(fds[0])
             elif message["event"] == "started":
                 self.started = time.time()
                 return
@@ -173,12 +136,6 @@ class Container:
         used = cgroup.read(dict(self.plan["cgroup"]["report"])) if self.plan["cgroup"] else {}
         what = "killed by the memory limit" if used.get("oom_kills") else "ended"
         return {"event": "refused", "code": 125, "message": f"init {what} while setting up", "step": "init", "errno": None}
-
-    def _wire_terminal(self, master: int) -> None:
-        """The program has a terminal: everything it prints comes from its master."""
-        self.terminal = master
-        sinks = [] if self.plan["detach"] else [self.stdio[1]]
-        self.pumps = [streams.Pump("stdout", master, sinks, self.log)]
 
     # run ------------------------------------------------------------------------------------------------------------
 
@@ -214,14 +171,11 @@ class Container:
         if self.attachment:
             for fd in self.attachment.fds():
                 watched[fd] = functools.partial(self.attachment.serve, fd)
-        if self.terminal >= 0 and self.plan["interactive"] and self.stdio[0] >= 0:
-            watched[self.stdio[0]] = self._serve_keyboard
         for fd in watched:
             poll.register(fd, select.POLLIN)
-        for pump in self.pumps:
-            for fd, events, ready in pump.interests():
-                watched[fd] = ready
-                poll.register(fd, events)
+        for fd, events, ready in self.output.interests():
+            watched[fd] = ready
+            poll.register(fd, events)
         return watched
 
     def _init_ended(self) -> None:
@@ -249,26 +203,16 @@ class Container:
                 self.interrupt()
         elif "signal" in message:
             self._signal(message["signal"])
-        elif "size" in message and self.terminal >= 0:
-            rows, columns = message["size"]
-            _set_window(self.terminal, rows, columns)
+        elif "size" in message:
+            self.output.resize(*message["size"])
 
     def interrupt(self) -> None:
         """Nobody is attached to it any more."""
         self._end("interrupted", signal.SIGKILL)
 
-    def _serve_keyboard(self) -> None:
-        data = os.read(self.stdio[0], 4096)
-        if data:
-            os.write(self.terminal, data)
-        else:
-            os.write(self.terminal, b"\x04")  # end of file, as a terminal says it
-            os.close(self.stdio[0])
-            self.stdio[0] = -1
-
     def _limit_output(self) -> None:
         limit = self.plan.get("output_limit")
-        if limit and not self.ending and sum(pump.printed for pump in self.pumps) > limit:
+        if limit and not self.ending and self.output.printed > limit:
             self._end("output", signal.SIGKILL)
 
     def start_health(self) -> None:
@@ -277,15 +221,15 @@ class Container:
             from sandbox.runtime.init import health  # it enters the container as an exec does, which builds on this module
 
             self.health = health.Health(self)
-            _record(self.plan, running_state(self))
+            report.record(self.plan, report.running_state(self))
 
     def _take_health(self) -> None:
         assert self.health is not None
         before = self.health.status
         self.health.take()
         if self.health.status != before:
-            _note(self.plan, f"health_status: {self.health.status}")
-        _record(self.plan, running_state(self))
+            report.note(self.plan, f"health_status: {self.health.status}")
+        report.record(self.plan, report.running_state(self))
 
     def start_meter(self) -> None:
         """Watch what it writes, where that is limited."""
@@ -326,10 +270,7 @@ class Container:
             self.health.end()
             self.account["health"] = self.health.state
         self.status = self._read_status()
-        for pump in self.pumps:
-            pump.drain(_wait_writable)
-        if self.log:
-            self.log.close()
+        self.output.drain()
         limits = {name: self.plan.get(name) for name in ("storage_size", "output_limit")}
         return {
             "event": "exited", "wait_status": self.status, "ending": self.ending, "started": self.started, **self.account, **limits,
@@ -340,11 +281,12 @@ class Container:
         if self.account:
             return
         wall = time.time() - self.started
-        moved, self.written = _io_of(self.pid)
+        moved, written = hostside.io_of(self.pid)
+        self.written = _MUCH if written is None else written
         used = cgroup.read(dict(self.plan["cgroup"]["report"])) if self.plan["cgroup"] else {}
         self.account = {"wall": wall, "used": {**moved, **{name: value for name, value in used.items() if value is not None}}}
         if self.plan.get("remove"):
-            self.grave = bury_container(self.plan)
+            self.grave = report.bury_container(self.plan)
 
     def _read_status(self) -> int:
         """The program's wait status as init reported it, else init's own (it was killed)."""
@@ -375,8 +317,7 @@ class Container:
         if self.attachment:
             self.attachment.close()
         os.close(self.pidfd)
-        for pump in self.pumps:
-            pump.close()
+        self.output.close()
 
     def _kill_init(self) -> None:
         if self.pidfd >= 0:
@@ -391,22 +332,23 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
     """Supervise one container from its set-up to its last trace. Called in a fork of the spawner that then exits."""
     lock = os.open(plan["directory"] + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    again = Restarts(plan) if plan["restart"][0] != "no" else None
+    again = restarts.Restarts(plan) if plan["restart"][0] != "no" else None
     container = Container(plan, client, stdio, shown)
     result = _run_once(container)
     while again is not None and (delay := again.delay(result)) is not None:
-        _record(plan, {**result, "status": "restarting", "supervisor": os.getpid(), "restarts": again.count})
+        report.record(plan, {**result, "status": "restarting", "supervisor": os.getpid(), "restarts": again.count})
         tell(container, result)
         if again.is_stopped_within(delay):
             break
-        container = again.next(container)
+        again.count += 1
+        container = _next_run(container)
         result = _run_once(container)
     facts = {"restarts": again.count, "stopped": again.stopped} if again else {}
-    grave = container.grave or (bury_container(plan) if plan["remove"] else "")
+    grave = container.grave or (report.bury_container(plan) if plan["remove"] else "")
     if not plan["remove"]:
-        _record(plan, {**result, **facts, "status": "exited"})
+        report.record(plan, {**result, **facts, "status": "exited"})
     if grave:
-        _note(plan, "destroy")
+        report.note(plan, "destroy")
     if grave and container.written >= _MUCH:  # whoever sees the end may need the space
         files.remove_tree(grave)
     tell(container, result)
@@ -416,20 +358,18 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
         container.attachment.leave()
 
 
-def _note(plan: Mapping[str, Any], action: str, **more: object) -> None:
-    """An event of this container."""
-    if plan["told"]:
-        attributes = {**plan["told"]["attributes"], **{name: str(each) for name, each in more.items()}}
-        journal.note(plan["told"]["root"], "container", action, plan["id"], attributes)
-
-
-def _note_end(plan: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    if result["event"] != "exited":
-        return
-    if result["used"].get("oom_kills"):
-        _note(plan, "oom")
-    code = os.waitstatus_to_exitcode(result["wait_status"])
-    _note(plan, "die", exitCode=code if code >= 0 else 128 - code)
+def _next_run(before: Container) -> Container:
+    """The container of the next run: nobody is attached to it any more."""
+    plan = {**before.plan, "detach": True, "interactive": False}
+    if before.client is not None:
+        before.client.close()
+    for fd in before.output.stdio:
+        if fd >= 0:
+            os.close(fd)
+    before.close()
+    again = Container(plan, None, [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)], before.title)
+    again.is_again = True
+    return again
 
 
 def _run_once(container: Container) -> dict[str, Any]:
@@ -442,7 +382,7 @@ def _run_once(container: Container) -> dict[str, Any]:
         container.start_meter()
         container.start_health()
         tell_started(container)
-        _note(plan, "start")
+        report.note(plan, "start")
         container.watch()
         result = container.finish()
     except Refused as err:
@@ -454,102 +394,8 @@ def _run_once(container: Container) -> dict[str, Any]:
     except (OSError, TimeoutError) as err:
         result["left"] = str(err)
     result["finished"] = time.time()
-    _note_end(plan, result)
+    report.note_end(plan, result)
     return result
-
-
-_FIRST_DELAY, _LONGEST_DELAY, _RAN_WELL = 0.1, 60.0, 10.0
-"""docker's back-off: 100 ms, doubled up to a minute, from the beginning again after a run of ten seconds."""
-
-
-class Restarts:
-    """--restart: whether and when a container that ended runs again. `stop` and `kill` say so at its door: then it does not."""
-
-    def __init__(self, plan: Mapping[str, Any]) -> None:
-        self._policy, self._most = plan["restart"]
-        self._door = control.listen(plan["directory"])
-        self._delay = _FIRST_DELAY
-        self.count = 0
-        self.stopped = False
-
-    def delay(self, result: Mapping[str, Any]) -> float | None:
-        """Seconds until the next run; None: there is none."""
-        self.is_stopped_within(0)
-        if self.stopped or result["event"] == "refused" or result["ending"] == "interrupted":
-            return None
-        if self._policy == "on-failure" and (result["wait_status"] == 0 or 0 < self._most <= self.count):
-            return None
-        self._delay = _FIRST_DELAY if result["wall"] >= _RAN_WELL or not self.count else min(2 * self._delay, _LONGEST_DELAY)
-        return self._delay
-
-    def is_stopped_within(self, seconds: float) -> bool:
-        """Wait so long for somebody who wants it stopped; whether somebody does."""
-        poll = select.poll()
-        poll.register(self._door, select.POLLIN)
-        if poll.poll(seconds * 1000):
-            visitor, _ = self._door.accept()
-            visitor.close()
-            self.stopped = True
-        return self.stopped
-
-    def next(self, before: Container) -> Container:
-        """The container of the next run: nobody is attached to it any more."""
-        self.count += 1
-        plan = {**before.plan, "detach": True, "interactive": False}
-        if before.client is not None:
-            before.client.close()
-        for fd in before.stdio:
-            if fd >= 0:
-                os.close(fd)
-        before.close()
-        again = Container(plan, None, [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)], before.title)
-        again.is_again = True
-        return again
-
-
-def running_state(container: Container) -> dict[str, Any]:
-    """What state.json says of a running container: enough to enter, measure and stop it without its supervisor."""
-    group = container.plan["cgroup"]
-    return {
-        "status": "running",
-        "pid": container.pid,
-        "supervisor": os.getpid(),
-        "started": container.started,
-        "namespaces": [*container.plan["namespaces"], *(["cgroup"] if container.plan["cgroup_namespace"] else [])],
-        "joins": [path for path in group["joins"] if path != group["slow_join"]] if group else [],
-        "report": group["report"] if group else [],
-        "groups": group["groups"] if group else [],
-        "stubs": container.stubs,
-        "into": group["into"] if group else None,
-        "cgroup": group,
-        "health": container.health.state if container.health else None,
-        "network": container.plan["network"],
-    }
-
-
-def bury_container(plan: Mapping[str, Any]) -> str:
-    """From now on the container is gone, and its name free; the directory to delete. Our lock in it says that we are at it."""
-    for name in plan["names"]:
-        try:
-            os.unlink(name)
-        except FileNotFoundError:
-            continue
-    try:
-        os.makedirs(os.path.dirname(plan["grave"]), 0o700, exist_ok=True)
-        os.rename(plan["directory"], plan["grave"])
-    except FileNotFoundError:
-        return ""  # `rm -f` by another process was quicker
-    return str(plan["grave"])
-
-
-def _record(plan: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write state.json; that the directory is gone (`rm -f` by another process) ends the record, not the clean-up."""
-    if not plan["record"]:
-        return
-    try:
-        files.write_json(plan["directory"] + "/state.json", state)
-    except FileNotFoundError:
-        return
 
 
 def tell_started(container: Container) -> None:
@@ -567,85 +413,3 @@ def tell(container: Container, message: Mapping[str, Any]) -> None:
         link.send(container.client, message)
     except (BrokenPipeError, ConnectionResetError):
         container.client = None
-
-
-def _make_groups(group: Mapping[str, Any]) -> None:
-    try:
-        cgroup.make(
-            group["directories"], moves=group["moves"], copies=group["copies"], writes=group["writes"],
-            optional=group["optional"], groups=group["groups"],
-        )  # fmt: skip
-    except OSError as err:
-        message = f"cgroup {err.filename or ''}: {err.strerror}"
-        raise Refused({"event": "refused", "code": 125, "message": message, "step": "cgroup", "errno": err.errno}) from err
-
-
-def flags_of(namespaces: Sequence[str]) -> int:
-    """The CLONE_NEW… flags of these namespaces."""
-    flags = 0
-    for name in namespaces:
-        flags |= s.NAMESPACES[name]
-    return flags
-
-
-def _set_before_it_may_not(pid: int, plan: Mapping[str, Any]) -> None:
-    """What init could not give itself: an OOM score, and limits above ours where we hold CAP_SYS_RESOURCE."""
-    if plan.get("oom_score_adj") is not None:
-        cgroup.write(f"/proc/{pid}/oom_score_adj", str(plan["oom_score_adj"]))
-    for name, soft, hard in plan["process"]["ulimits"]:
-        number = getattr(resource, "RLIMIT_" + name.upper())
-        _, allowed = resource.getrlimit(number)
-        if allowed != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > allowed):
-            try:
-                resource.prlimit(pid, number, (soft, hard))
-            except (OSError, ValueError) as err:
-                raise PermissionError(1, f"{hard} is above this host's hard limit {allowed}", f"ulimit {name}") from err
-
-
-def _io_of(pid: int) -> tuple[dict[str, float], int]:
-    """What init and all it has reaped read from and wrote to disks (proc(5), /proc/pid/io), before it is reaped itself; and the
-    bytes they wrote to anything: a tmpfs is no disk."""
-    try:
-        with open(f"/proc/{pid}/io", encoding="ascii") as file:
-            fields = dict(line.split(": ") for line in file.read().splitlines())
-    except (OSError, ValueError):
-        return {}, _MUCH
-    return {"io_read": int(fields["read_bytes"]), "io_written": int(fields["write_bytes"])}, int(fields["wchar"])
-
-
-def _map_ids(pid: int, idmap: Mapping[str, Any]) -> int:
-    """Write the maps of init's user namespace (user_namespaces(7)) and open it."""
-    if not idmap["setgroups"]:
-        cgroup.write(f"/proc/{pid}/setgroups", "deny")
-    for kind in ("uid", "gid"):
-        cgroup.write(f"/proc/{pid}/{kind}_map", "".join(f"{inner} {outer} {count}\n" for inner, outer, count in idmap[kind]))
-    return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _detach_host_mount(source: Mapping[str, Any], userns: int) -> int:
-    """A host directory as detached mount; with idmap, ids on disk are the container's own."""
-    flags = s.OPEN_TREE_CLONE | s.OPEN_TREE_CLOEXEC | (s.AT_RECURSIVE if source["recursive"] else 0)
-    tree = s.open_tree(source["source"], flags)
-    # A clone is its original's peer (mount_namespaces(7)): what the container mounts in it would appear on the host.
-    s.mount_setattr(tree, propagation=s.MS_PRIVATE, recursive=source["recursive"])
-    if source["idmap"] and userns >= 0:
-        try:
-            s.mount_setattr(tree, attr_set=s.MOUNT_ATTR_IDMAP, userns_fd=userns, recursive=source["recursive"])
-        except OSError as err:
-            if source["idmap"] == "must":
-                err.filename = source["source"]
-                raise
-            # A file system without idmapped mounts (FUSE, NFS): its files show as nobody's, as without a mapping.
-    if source["read_only"]:
-        s.mount_setattr(tree, attr_set=s.MOUNT_ATTR_RDONLY, recursive=source["recursive"])
-    return tree
-
-
-def _set_window(terminal: int, rows: int, columns: int) -> None:
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
-def _wait_writable(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(_STUCK_CLIENT * 1000))

@@ -1,0 +1,46 @@
+"""--restart: whether and when a container that ended runs again."""
+
+from __future__ import annotations
+
+import select
+
+from sandbox.runtime.init import control
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_FIRST_DELAY, _LONGEST_DELAY, _RAN_WELL = 0.1, 60.0, 10.0
+"""docker's back-off: 100 ms, doubled up to a minute, from the beginning again after a run of ten seconds."""
+
+
+class Restarts:
+    """Counts the runs. `stop` and `kill` say so at its door: then it does not."""
+
+    def __init__(self, plan: Mapping[str, Any]) -> None:
+        self._policy, self._most = plan["restart"]
+        self._door = control.listen(plan["directory"])
+        self._delay = _FIRST_DELAY
+        self.count = 0
+        self.stopped = False
+
+    def delay(self, result: Mapping[str, Any]) -> float | None:
+        """Seconds until the next run; None: there is none."""
+        self.is_stopped_within(0)
+        if self.stopped or result["event"] == "refused" or result["ending"] == "interrupted":
+            return None
+        if self._policy == "on-failure" and (result["wait_status"] == 0 or 0 < self._most <= self.count):
+            return None
+        self._delay = _FIRST_DELAY if result["wall"] >= _RAN_WELL or not self.count else min(2 * self._delay, _LONGEST_DELAY)
+        return self._delay
+
+    def is_stopped_within(self, seconds: float) -> bool:
+        """Wait so long for somebody who wants it stopped; whether somebody does."""
+        poll = select.poll()
+        poll.register(self._door, select.POLLIN)
+        if poll.poll(seconds * 1000):
+            visitor, _ = self._door.accept()
+            visitor.close()
+            self.stopped = True
+        return self.stopped
