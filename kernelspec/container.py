@@ -14,7 +14,9 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox import Completed, Container, Engine, RunOptions
 from sandbox.engine import Running, Streams
@@ -48,13 +50,12 @@ _LONGEST_SOCKET = 107
 _SOCKET_NAME = len("/k-99")
 
 
-@dataclass(frozen=True)
-class KernelRequest:
+class KernelRequest(msgspec.Struct, frozen=True):
     """What to run: `argv` holds CONNECTION; `env` is the kernel's own; `cwd`, if given, is mounted at its own path."""
 
     image: str
     argv: tuple[str, ...]
-    options: RunOptions = field(default_factory=RunOptions)
+    options: RunOptions = msgspec.field(default_factory=RunOptions)
     env: Mapping[str, str] | None = None
     cwd: str | None = None
     kernel_id: str = ""

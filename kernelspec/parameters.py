@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any  # JSON of a notebook
+
+import msgspec
+from msgspec.structs import replace
 
 from kernelspec import trust
 from sandbox import RunOptions
@@ -20,8 +22,7 @@ from sandbox.options import parse_duration, parse_pids, parse_positive, parse_si
 _LONGEST_NOTEBOOK = 256 << 20
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(msgspec.Struct, frozen=True):
     """A limit that three places can set: `name` in metadata and schema, `flag` of run; `parse` gives what can be compared."""
 
     name: str

@@ -9,9 +9,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any  # kernel.json
+
+import msgspec
 
 from kernelspec import parameters
 from kernelspec.container import CONNECTION
@@ -22,8 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _RESOURCES = Path(__file__).parent / "resources"
 
 
-@dataclass(frozen=True)
-class KernelSpec:
+class KernelSpec(msgspec.Struct, frozen=True):
     """What a kernelspec says: `flags` are docker run's, `command` the kernel's own (empty: the image's ipykernel)."""
 
     image: str
@@ -32,7 +32,7 @@ class KernelSpec:
     language: str = "python"
     flags: Sequence[str] = ()
     command: Sequence[str] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = msgspec.field(default_factory=dict)
     mount: bool = True
     root: str = ""
     curve: bool = False
@@ -56,8 +56,7 @@ class KernelSpec:
         }
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where kernelspecs go: the machine's directory, the user's (`user`), this environment's (`sys_prefix`), or below `prefix`."""
 
     user: bool = False

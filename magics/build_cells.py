@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from magics.flags import HELP, Usage, parse_words, take
 from magics.words import first_words
@@ -12,8 +14,7 @@ from sandbox.errors import InvalidOption
 from sandbox.options import BUILD, BuildOptions, Option, parse_pair
 
 
-@dataclass(frozen=True)
-class BuildCell:
+class BuildCell(msgspec.Struct, frozen=True):
     """A `%%dockerfile` cell. `first_line` is the number of the body's first line in the cell (the magic line is 1). `files`: name in
     the context and the Python variable it is made of. `kernel`: the kernelspec to install for the image, True for a name of its own."""
 
@@ -34,13 +35,12 @@ class BuildCell:
         return next(first_words(self.body), "").upper() in ("FROM", "ARG")
 
 
-@dataclass(frozen=True)
-class Installer:
+class Installer(msgspec.Struct, frozen=True):
     """How one package manager installs: the command before the packages, what follows them, what it may keep between builds."""
 
     command: str
     after: str = ""
-    caches: tuple[str, ...] = field(default_factory=tuple)
+    caches: tuple[str, ...] = msgspec.field(default_factory=tuple)
 
     def instruction(self, words: Sequence[str]) -> str:
         """The RUN that installs; `words` are packages and flags of its own."""

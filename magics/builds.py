@@ -8,9 +8,12 @@ front end's cell id, so that a cell run again replaces its part. A new cell goes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from magics.build_cells import BuildCell
 from sandbox.errors import InvalidInput
@@ -50,8 +53,7 @@ class Given:
         )
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(msgspec.Struct, frozen=True):
     """One build cell as it last succeeded; `parent` is the key of the cell it goes on from, `image` what it made."""
 
     parent: str | None
@@ -60,8 +62,7 @@ class Written:
     image: str
 
 
-@dataclass(frozen=True)
-class Composed:
+class Composed(msgspec.Struct, frozen=True):
     """The whole Dockerfile a cell stands for. The first `inherited` lines are those of earlier cells."""
 
     key: str

@@ -7,7 +7,9 @@ and completion are made from the rows. To add an option: add a row (and the fiel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from magics.flags import HELP, Usage, Values, take
 from magics.flags import parse_words as parse_words
@@ -15,8 +17,7 @@ from sandbox.errors import InvalidOption
 from sandbox.options import RUN, Option, RunOptions
 
 
-@dataclass(frozen=True)
-class CellOptions:
+class CellOptions(msgspec.Struct, frozen=True):
     """What only a cell has: where its output goes and how its body is read."""
 
     help: bool = False
@@ -43,8 +44,7 @@ class CellOptions:
         return next((flag for flag, value in asked.items() if value), "")
 
 
-@dataclass(frozen=True)
-class RunCell:
+class RunCell(msgspec.Struct, frozen=True):
     """A `%%container` or `%%sandbox` cell: the body runs in a fresh container of `image`."""
 
     image: str
@@ -57,8 +57,7 @@ class RunCell:
     """A `%%sandbox` cell: no HTML of its own is shown."""
 
 
-@dataclass(frozen=True)
-class ExecOptions:
+class ExecOptions(msgspec.Struct, frozen=True):
     """`docker exec`'s options, parsed."""
 
     env: tuple[str, ...] = ()
@@ -66,8 +65,7 @@ class ExecOptions:
     workdir: str | None = None
 
 
-@dataclass(frozen=True)
-class ExecCell:
+class ExecCell(msgspec.Struct, frozen=True):
     """A `%%container exec` cell: the body runs in the running container `container`."""
 
     container: str

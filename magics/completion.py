@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 from IPython.core.completer import CompletionContext, MatcherAPIv2, SimpleCompletion, SimpleMatcherResult, context_matcher
 
 from magics.build_cells import BUILD_ROWS, INSTALL_ROWS, INSTALLERS
@@ -20,8 +20,7 @@ _OF_CONTAINERS = ("logs", "stop", "kill", "rm", "wait", "exec", "top", "stats", 
 _FLAGS = {"run": RUN, "create": RUN, "build": BUILD}
 
 
-@dataclass(frozen=True)
-class Names:
+class Names(msgspec.Struct, frozen=True):
     """What there is to name, asked for only when it is needed."""
 
     images: Callable[[], Iterable[str]]
@@ -29,8 +28,7 @@ class Names:
     verbs: Callable[[], Iterable[str]]
 
 
-@dataclass(frozen=True)
-class Offer:
+class Offer(msgspec.Struct, frozen=True):
     """What may stand at the cursor: `fragment` is what is there already."""
 
     fragment: str

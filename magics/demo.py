@@ -10,10 +10,10 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
@@ -21,8 +21,7 @@ _GREY, _RED, _PLAIN = "\x1b[90m", "\x1b[31m", "\x1b[0m"
 Message = dict[str, Any]  # Any: a Jupyter message, JSON
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(msgspec.Struct, frozen=True):
     """One cell of a notebook file."""
 
     kind: str

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from sandbox.errors import InvalidOption
 from sandbox.runtime.spec import Completed, Usage
@@ -83,8 +84,7 @@ def say(text: str, *, error: bool = False) -> None:
 # the usage line and the result
 
 
-@dataclass(frozen=True)
-class CellResult:
+class CellResult(msgspec.Struct, frozen=True):
     """What a container cell leaves in `_`: how it ended and what it used; shown as one grey line."""
 
     exit_code: int

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from sandbox.errors import InvalidOption
 from sandbox.options import Option
@@ -106,8 +107,7 @@ def take(values: Values, *names: str) -> Values:
     return {name: values.pop(name) for name in names if name in values}
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """The head of a magic's `--help`."""
 
     synopsis: str

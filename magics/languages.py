@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.errors import InvalidInput, InvalidOption
 
@@ -32,8 +34,7 @@ def cell():
 cell()"""
 
 
-@dataclass(frozen=True)
-class Language:
+class Language(msgspec.Struct, frozen=True):
     """How one interpreter is started: `program` when nothing names another, `inline` the arguments before the body."""
 
     program: str
@@ -72,8 +73,7 @@ _ALIASES = {
 }
 
 
-@dataclass(frozen=True)
-class ImageFacts:
+class ImageFacts(msgspec.Struct, frozen=True):
     """What the choice needs to know of an image; `find` says whether a program is there, along the image's PATH."""
 
     name: str
@@ -83,8 +83,7 @@ class ImageFacts:
     find: Callable[[str], bool]
 
 
-@dataclass(frozen=True)
-class Invocation:
+class Invocation(msgspec.Struct, frozen=True):
     """How the body runs. `entrypoint` replaces the image's (None: the image's own stays); `body_on_stdin` when the program reads it there."""
 
     argv: tuple[str, ...]

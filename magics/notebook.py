@@ -6,11 +6,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
+from msgspec.structs import replace
 
 from magics import display
 from magics.cells import CellOptions

@@ -12,10 +12,11 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from magics.untrusted import harmless
 from sandbox.errors import InvalidInput
@@ -25,8 +26,7 @@ _LARGEST, _MOST, _DEEPEST = 16 << 20, 50, 8
 _CSV_ROWS = 20
 
 
-@dataclass(frozen=True)
-class OutFile:
+class OutFile(msgspec.Struct, frozen=True):
     """One regular file below /out: its path there, its bytes (None: larger than is shown), its size."""
 
     path: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
+
+import msgspec
 
 from magics.cells import RunCell
 from magics.display import Bundle, CellResult, cell_result
@@ -28,8 +29,7 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 _NO_WIDGETS = "(a widget: only a kernel in the container can show it live: %container kernel install IMAGE)"
 
 
-@dataclass(frozen=True)
-class CellFront:
+class CellFront(msgspec.Struct, frozen=True):
     """The cell as the runner's front end: output streams, displays made harmless, questions when the front end allows them."""
 
     streams: OutputStreams
@@ -73,8 +73,7 @@ class CellFront:
         return shown, kept
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """How a Python cell ended, as the magics show it."""
 
     result: CellResult

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
+
+import msgspec
+from msgspec.structs import replace
 
 from magics import display, failures
 from magics.cells import RunCell
@@ -25,8 +27,7 @@ from sandbox.session.runners import Runner, runner_for
 from sandbox.session.session import Session, Sessions
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(msgspec.Struct, frozen=True):
     """Which warm program reads a cell of a session, and what it reads. A language without a runner of its own is called by a shell
     that stays: its files and the working directory do too."""
 

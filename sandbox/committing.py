@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -22,8 +21,7 @@ from sandbox.records import Record, State
 from sandbox.runtime.init import files
 
 
-@dataclass(frozen=True)
-class Words:
+class Words(msgspec.Struct, frozen=True):
     """What `commit` is told about the image: its history's message, its author, Dockerfile instructions (`--change`)."""
 
     message: str = ""

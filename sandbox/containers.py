@@ -9,10 +9,12 @@ import select
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json and inspect
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox import logs, trees
 from sandbox.errors import WrongState
@@ -32,8 +34,7 @@ if TYPE_CHECKING:
 _KILL = signal.SIGKILL
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(msgspec.Struct, frozen=True):
     """A running container's use at one moment: seconds, bytes, processes. `cpu_percent`: of one CPU, since the previous Stats."""
 
     at: float
@@ -45,8 +46,7 @@ class Stats:
     pids_limit: int | None
 
 
-@dataclass(frozen=True)
-class ProcessRow:
+class ProcessRow(msgspec.Struct, frozen=True):
     """One process of a container; ids are the host's, the user is the container's."""
 
     user: str
@@ -217,7 +217,7 @@ class Container:
 
     def update(self, limits: Limits = Limits(), *, restart: tuple[str, int] | None = None) -> None:
         """Change limits (None: as before), now and for later starts, and the restart policy from the next start on."""
-        given = {field.name: value for field in fields(Limits) if (value := getattr(limits, field.name)) not in (None, ())}
+        given = {name: value for name in Limits.__struct_fields__ if (value := getattr(limits, name)) not in (None, ())}
         if self.status in ("running", "paused"):
             self._cgroup.update(replace(self._record.spec.limits, **given))
         spec = replace(self._record.spec, limits=replace(self._record.spec.limits, **given))

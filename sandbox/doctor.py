@@ -8,9 +8,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
+
+import msgspec
+from msgspec.structs import asdict
 
 from sandbox.runtime import cgroups
 from sandbox.runtime.init import files
@@ -21,8 +23,7 @@ _LONGEST = 20.0
 """Seconds a probe may take."""
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """One row: `ok`, the `detail` found, and for a cross what it costs and the remedy. `needed`: without it no container runs."""
 
     name: str
@@ -33,8 +34,7 @@ class Check:
     needed: bool
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """All rows, in the order in which a container needs them."""
 
     checks: tuple[Check, ...]
@@ -59,8 +59,7 @@ class Report:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Probe:
+class _Probe(msgspec.Struct, frozen=True):
     """A program for `python -SI -c`: succeeds or raises; `{s}` names are those of sandbox.runtime.init.syscalls."""
 
     name: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from sandbox import logs
 from sandbox.runtime.init import journal
@@ -16,8 +17,7 @@ _TICK = 0.1
 """Seconds between two looks for what is new."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """`action` (docker's words: create, start, die …) was done to the `id` of this `type` (container, image, volume, network)."""
 
     nanoseconds: int

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import msgspec
+from msgspec.structs import replace
 
 from sandbox import launch
 from sandbox.errors import ImageError
@@ -15,8 +15,7 @@ from sandbox.records import ALIVE, Records
 from sandbox.runtime.init.program import DEFAULT_PATH
 
 
-@dataclass(frozen=True)
-class ImageSummary:
+class ImageSummary(msgspec.Struct, frozen=True):
     """One row of `images`: an image under one of its names (or None). `size`: bytes of the files of all its layers."""
 
     id: str
@@ -26,8 +25,7 @@ class ImageSummary:
     size: int
 
 
-@dataclass(frozen=True)
-class HistoryRow:
+class HistoryRow(msgspec.Struct, frozen=True):
     """One step of an image's history; `id` is the image's on the newest row, else None. `size`: bytes of its layer's files."""
 
     id: str | None

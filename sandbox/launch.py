@@ -7,8 +7,10 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.errors import InvalidOption, Unsupported
 from sandbox.oci import Healthcheck, RunConfig
@@ -22,8 +24,7 @@ _LEAST_MEMORY = 6 << 20
 _HOST = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9.-]{0,62}")
 
 
-@dataclass(frozen=True)
-class VolumeRequest:
+class VolumeRequest(msgspec.Struct, frozen=True):
     """One -v or --mount: `source` is a host path (kind bind; `make`: it is made where it is missing) or a volume's name (named; empty:
     anonymous; `copy`: an empty one begins with the image's files)."""
 
@@ -369,4 +370,4 @@ def parse_tmpfs(text: str) -> tuple[str, tuple[str, ...]]:
 
 def with_shortcuts(options: RunOptions, **given: object) -> RunOptions:
     """`options` with the keyword shortcuts of `Engine.run` that are not None."""
-    return replace(options, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return replace(options, **{name: value for name, value in given.items() if value is not None})

@@ -6,16 +6,16 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Literal
 
+import msgspec
+
 _FIRST = datetime.fromtimestamp(0, UTC)
 
 
-@dataclass(frozen=True)
-class LogLine:
+class LogLine(msgspec.Struct, frozen=True):
     """One entry of a container's log; `data` ends with a line feed unless the program left it out."""
 
     stream: Literal["stdout", "stderr"]

@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -197,8 +196,7 @@ def whole_history(config: ImageConfig) -> list[History]:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Document(Generic[T]):
+class Document(msgspec.Struct, Generic[T], frozen=True):
     """A JSON document of a specification: the bytes as received or first written, their meaning, their digest."""
 
     raw: bytes

@@ -10,8 +10,9 @@ import ipaddress
 import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from sandbox.errors import InvalidOption
 
@@ -253,8 +254,7 @@ def parse_choice(*choices: str) -> Callable[[str], str]:
     return convert
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(msgspec.Struct, frozen=True):
     """One flag: `names` as typed, the `field` it fills, `convert` from its text (None: a switch), whether it repeats."""
 
     names: tuple[str, ...]
@@ -270,8 +270,7 @@ class Option:
         return self.convert is None
 
 
-@dataclass(frozen=True)
-class RunOptions:
+class RunOptions(msgspec.Struct, frozen=True):
     """docker run's options, parsed. Field names are docker's long flags; None or empty means not given."""
 
     rm: bool = False
@@ -425,8 +424,7 @@ RUN: tuple[Option, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class BuildOptions:
+class BuildOptions(msgspec.Struct, frozen=True):
     """docker build's options, parsed."""
 
     tag: tuple[str, ...] = ()
@@ -459,7 +457,7 @@ class BuildOptions:
     cache_from: tuple[str, ...] = ()
     cache_to: tuple[str, ...] = ()
     timestamp: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)  # Any: rows a face adds for itself (the magics' -o VAR)
+    extra: dict[str, Any] = msgspec.field(default_factory=dict)  # Any: rows a face adds for itself (the magics' -o VAR)
 
 
 BUILD: tuple[Option, ...] = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.image.store import Store
 from sandbox.images import Images
@@ -17,8 +19,7 @@ if TYPE_CHECKING:
     from sandbox.runtime.network.networks import Networks
 
 
-@dataclass(frozen=True)
-class PruneReport:
+class PruneReport(msgspec.Struct, frozen=True):
     """What `prune` removed: ids of containers, images and snapshots, and the bytes that came free."""
 
     containers: tuple[str, ...]

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal  # Any: state.json is the supervisor's JSON
 
@@ -71,8 +70,7 @@ _RECORD = msgspec.json.Decoder(Record)
 _ENCODER = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True)
-class State:
+class State(msgspec.Struct, frozen=True):
     """How a container stands now. `facts`: the supervisor's last report (empty before the first start)."""
 
     status: Status

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import IO
+
+from msgspec.structs import replace
 
 from sandbox.errors import ContainerError, WrongState
 from sandbox.records import ALIVE, Record, Records, State

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar
+
+from msgspec.structs import replace
 
 from sandbox.errors import ImageNotFound, InvalidOption
 from sandbox.image.reference import DEFAULT_REGISTRY, Reference

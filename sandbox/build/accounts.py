@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from sandbox.errors import BuildError
 from sandbox.image.tree import Tree
@@ -10,8 +10,7 @@ from sandbox.image.tree import Tree
 _LARGEST_ID = 2**32 - 2
 
 
-@dataclass(frozen=True)
-class Account:
+class Account(msgspec.Struct, frozen=True):
     """One line of /etc/passwd."""
 
     name: str

@@ -13,8 +13,9 @@ import stat
 import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import IO, cast
+
+import msgspec
 
 from sandbox.build.transfer import ROOT, LayerWriter, Manner, Owner
 from sandbox.errors import BuildError, UnsafeLayer
@@ -90,14 +91,13 @@ def _is_tar_header(block: bytes) -> bool:
     return True
 
 
-@dataclass
-class _Unpacker:
+class _Unpacker(msgspec.Struct):
     """Members into a layer, one after the other; `places` remembers where parents led."""
 
     writer: LayerWriter
     target: str
     manner: Manner
-    places: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = msgspec.field(default_factory=dict)
 
     def add(self, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
         """One member; UnsafeLayer for a name with `..` in it."""

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from datetime import UTC
 
 import msgspec
+from msgspec.structs import replace
 
 from sandbox.build import instructions as ins
 from sandbox.build.cachesources import Imported, Record, document_of, export_local, export_registry
@@ -137,8 +137,7 @@ def _no_origin(name: str) -> Origin:
     raise LookupError(name)  # each stage brings its own
 
 
-@dataclass
-class _Build:
+class _Build(msgspec.Struct, dict=True):
     """One build at work."""
 
     request: BuildRequest
@@ -146,9 +145,9 @@ class _Build:
     tags: tuple[Reference, ...]
     graph: Graph
     site: Site
-    started: float = field(default_factory=time.monotonic)
+    started: float = msgspec.field(default_factory=time.monotonic)
     _cached: int = 0
-    _counting: threading.Lock = field(default_factory=threading.Lock)
+    _counting: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         site = self.site

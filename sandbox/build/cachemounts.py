@@ -11,9 +11,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+
+import msgspec
 
 from sandbox.build.mounts import Sharing
 from sandbox.errors import BuildError
@@ -23,8 +24,7 @@ Identity = tuple[str, str, str]
 """Its id, the chain id it began from, the directory there."""
 
 
-@dataclass(frozen=True)
-class CacheRow:
+class CacheRow(msgspec.Struct, frozen=True):
     """One cache directory: its id, the bytes in it, when it was last used (seconds since 1970)."""
 
     id: str

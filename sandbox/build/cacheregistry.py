@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import msgspec
 
 from sandbox.errors import InvalidImage
 from sandbox.image.blobs import verified
@@ -27,8 +28,7 @@ _DOCUMENT_LIMIT = 64 << 20
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class RemoteCache:
+class RemoteCache(msgspec.Struct, frozen=True):
     """A cache in a registry: its `document`; `open` brings a layer."""
 
     reference: Reference

@@ -12,7 +12,6 @@ import csv
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -32,8 +31,7 @@ _VERSION = 1
 _KINDS = ("local", "inline", "registry")
 
 
-@dataclass(frozen=True)
-class CacheSpec:
+class CacheSpec(msgspec.Struct, frozen=True):
     """One --cache-to or --cache-from: its kind, the directory or image it is about, whether all stages' steps are kept."""
 
     kind: str
@@ -76,12 +74,11 @@ def parse_cache(text: str, flag: str) -> CacheSpec:
     return CacheSpec(kind, place, mode == "max")
 
 
-@dataclass
-class Imported:
+class Imported(msgspec.Struct):
     """The records a build may take from elsewhere. `place`: gives a layer in this engine's store."""
 
     store: Store
-    _records: dict[str, tuple[Record, Callable[[Descriptor], IO[bytes]]]] = field(default_factory=dict)
+    _records: dict[str, tuple[Record, Callable[[Descriptor], IO[bytes]]]] = msgspec.field(default_factory=dict)
 
     def add(self, spec: CacheSpec) -> None:
         """Read one source. NotInRegistry for a cache that nobody has written yet; InvalidImage, RegistryError."""
@@ -148,8 +145,7 @@ def _has_none(descriptor: Descriptor) -> IO[bytes]:
     raise InvalidImage(f"layer {descriptor.digest[:19]}…: not in this cache")
 
 
-@dataclass(frozen=True)
-class _Blobs:
+class _Blobs(msgspec.Struct, frozen=True):
     """The blobs of a layout."""
 
     directory: Path

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.build import instructions as ins
 from sandbox.build.context import Context
@@ -34,8 +36,7 @@ _PLATFORM = re.compile(r"([a-z0-9_.-]+)(?:/([a-z0-9_.-]+))?(?:/[a-z0-9_.-]+)?", 
 _COMMENT = re.compile(r"\s*#(.*)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """What a check is told beside the text: the arguments of the build and the predefined ones; `image`: the config of a base
     image that is here (None: it is not); `is_ignored`: whether .dockerignore hides a path of the context."""
 
@@ -114,11 +115,10 @@ class _Recorder(dict[str, str]):
         return super().get(name, default)
 
 
-@dataclass(frozen=True)
-class _Scope:
+class _Scope(msgspec.Struct, frozen=True):
     """What is known at one place of a stage. `known`: the base image's variables are."""
 
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = msgspec.field(default_factory=dict)
     args: tuple[tuple[str, str | None], ...] = ()
     known: bool = True
     has_shell: bool = False

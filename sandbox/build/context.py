@@ -11,11 +11,11 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
 
+import msgspec
 from e2b_dockerfile_utils import PatternMatcher
 
 from sandbox.build.globs import expand_glob, is_wild, literal
@@ -54,8 +54,7 @@ class Source(Protocol):
         """The extended attributes that are copied."""
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """One file or directory a COPY source names: the name it was found under, and the entry links led to."""
 
     name: str

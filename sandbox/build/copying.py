@@ -15,8 +15,10 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from functools import cached_property
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.build import archives
 from sandbox.build import instructions as ins
@@ -37,8 +39,7 @@ from sandbox.image.tree import Entry, Tree
 _NUMERIC = re.compile(r"\d*(:\d*)?")
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(msgspec.Struct, frozen=True, dict=True):
     """A COPY or ADD with everything resolved but the files: `target` is absolute, `into`: it was written as a directory."""
 
     site: Site

@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from sandbox.build.cachemounts import CacheMounts, CacheRow
 from sandbox.build.fetched import Fetched
@@ -17,8 +18,7 @@ from sandbox.image.store import Store
 from sandbox.options import parse_duration
 
 
-@dataclass(frozen=True)
-class CacheUse:
+class CacheUse(msgspec.Struct, frozen=True):
     """One thing in the build cache: a layer or a cache mount, the bytes in it, when a build last used it (0: long ago)."""
 
     id: str
@@ -28,16 +28,14 @@ class CacheUse:
     description: str
 
 
-@dataclass(frozen=True)
-class CachePruned:
+class CachePruned(msgspec.Struct, frozen=True):
     """What was removed, and the bytes that came free."""
 
     removed: tuple[CacheUse, ...]
     reclaimed: int
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """What to prune: with `everything` also what is remembered of steps whose layers an image needs. `unused_for`: seconds;
     `keep`: bytes that may stay, the last used first."""
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
+import msgspec
 from e2b_dockerfile_utils import DockerfileInstruction, chomp_heredoc_content, parse_heredoc
+from msgspec.structs import replace
 
 from sandbox.build import instructions as ins
 from sandbox.build.grammar import check_options_of, directives_of, read_tree, source_of, unwrap_onbuild
@@ -27,8 +28,7 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 
 
-@dataclass(frozen=True)
-class Dockerfile:
+class Dockerfile(msgspec.Struct, frozen=True):
     """A parsed Dockerfile. `escape` is its escape character, `directives` the parser directives by lower-case name,
     `check` what `# check=` says, `warnings` (message, line) pairs of empty continuation lines."""
 
@@ -37,7 +37,7 @@ class Dockerfile:
     escape: str = "\\"
     directives: tuple[tuple[str, str], ...] = ()
     warnings: tuple[tuple[str, int], ...] = ()
-    check: CheckOptions = field(default_factory=CheckOptions)
+    check: CheckOptions = msgspec.field(default_factory=CheckOptions)
 
     def stages(self) -> list[tuple[ins.From, list[ins.Instruction]]]:
         """Each FROM with the instructions up to the next."""
@@ -87,16 +87,15 @@ def _parse_all(source: SourceText) -> _Parsed:
 # -- one instruction ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Raw:
+class _Raw(msgspec.Struct, frozen=True):
     """An instruction as the library hands it out, with its flags parsed once `_checked`."""
 
     source: SourceText
     node: DockerfileInstruction
     span: Span
     escape: str
-    flags: Mapping[str, str | None] = field(default_factory=dict)
-    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    flags: Mapping[str, str | None] = msgspec.field(default_factory=dict)
+    lists: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -129,8 +128,7 @@ class _Raw:
         return self.some(what)[0]
 
 
-@dataclass(frozen=True)
-class _Flag:
+class _Flag(msgspec.Struct, frozen=True):
     """A flag of one instruction. `reason`: why it cannot be used; `switch`: takes no value or true/false; `repeat`: it may
     be given more than once, and is one of `_Raw.lists`."""
 
@@ -365,8 +363,7 @@ def _onbuild_alone(raw: _Raw) -> NoReturn:
     raw.fail("expected an instruction", word="")
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(msgspec.Struct, frozen=True):
     """How an instruction is made from its words, and the flags it takes."""
 
     make: Callable[[_Raw], ins.Instruction]

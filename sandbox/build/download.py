@@ -14,13 +14,13 @@ import re
 import secrets
 import urllib.parse
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from sandbox.errors import BuildError, DigestMismatch
+from sandbox.guarded import Guarded
 from sandbox.image.proxies import proxy_for
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class _Known(msgspec.Struct, forbid_unknown_fields=False):
 _DECODER = msgspec.json.Decoder(_Known)
 
 
-@dataclass(frozen=True)
-class Download:
+class Download(msgspec.Struct, frozen=True):
     """A file fetched: `path` holds its content, `digest` is `sha256:…`, `mtime` the server's Last-Modified (None: not said)."""
 
     path: Path
@@ -72,14 +71,15 @@ def check_digest(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class Downloads:
+class Downloads(Guarded, frozen=True):
     """The files kept in `root`. `environ` gives the proxies (http_proxy, https_proxy, no_proxy), `authorization` the value of the
     header of that name, which no other host is sent."""
 
+    hidden = ("authorization",)
+
     root: Path
     environ: Mapping[str, str]
-    authorization: str | None = field(default=None, repr=False)
+    authorization: str | None = None
 
     def fetch(self, url: str, checksum: str | None = None) -> Download:
         """The content of a URL as it is now; with its checksum what is kept needs no asking. BuildError, DigestMismatch."""

@@ -7,20 +7,19 @@ steps interleave: `index` says whose an event is. Steps are numbered in the orde
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 
-@dataclass(frozen=True)
-class BuildStarted:
+
+class BuildStarted(msgspec.Struct, frozen=True):
     """The plan is made: `total` steps in `stages` (only what the target needs, in the order they are built)."""
 
     total: int
     stages: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class StepStarted:
+class StepStarted(msgspec.Struct, frozen=True):
     """Step `index` of `total` (counted from 1 over all needed stages; FROM is a step) begins."""
 
     index: int
@@ -37,8 +36,7 @@ class StepStarted:
     """How many steps its stage has."""
 
 
-@dataclass(frozen=True)
-class StepOutput:
+class StepOutput(msgspec.Struct, frozen=True):
     """Bytes a RUN step printed, as they came (no line buffering)."""
 
     index: int
@@ -48,8 +46,7 @@ class StepOutput:
     data: bytes
 
 
-@dataclass(frozen=True)
-class StepDone:
+class StepDone(msgspec.Struct, frozen=True):
     """Step `index` is complete. `cached`: its result was remembered; `bytes`: size of the layer it made (0: none);
     `layer`: the chain id of the root file system after it (None: still empty)."""
 
@@ -66,8 +63,7 @@ class StepDone:
     steps: int = 0
 
 
-@dataclass(frozen=True)
-class StepError:
+class StepError(msgspec.Struct, frozen=True):
     """Step `index` failed or was interrupted; the exception follows. `message` is its first line.
     `canceled`: nothing was wrong with it, but another step failed meanwhile."""
 
@@ -83,16 +79,14 @@ class StepError:
     canceled: bool = False
 
 
-@dataclass(frozen=True)
-class BuildWarning:
+class BuildWarning(msgspec.Struct, frozen=True):
     """Something the author should look at; the build goes on. `line` is 0 when it is about no line."""
 
     message: str
     line: int = 0
 
 
-@dataclass(frozen=True)
-class BuildDone:
+class BuildDone(msgspec.Struct, frozen=True):
     """The image is in the store under `tags` (canonical form). `id` is the image id (`sha256:…`)."""
 
     id: str

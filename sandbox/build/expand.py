@@ -8,10 +8,11 @@ CMD, ENTRYPOINT, SHELL, HEALTHCHECK and ONBUILD are not in the table: their shel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import msgspec
 from e2b_dockerfile_utils import ShellLex
+from msgspec.structs import replace
 
 from sandbox.build import instructions as ins
 from sandbox.build.mounts import MountError, RunMount, parse_mount
@@ -25,8 +26,7 @@ _T = TypeVar("_T")
 _F = TypeVar("_F", bound=ins.Files)
 
 
-@dataclass(frozen=True)
-class Expander:
+class Expander(msgspec.Struct, frozen=True):
     """Expands the words of one instruction; a DockerfileError names the instruction's line."""
 
     env: Mapping[str, str]

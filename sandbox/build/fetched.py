@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +11,7 @@ import msgspec
 from sandbox.build.cachemounts import size_of
 
 
-@dataclass(frozen=True)
-class FetchedRow:
+class FetchedRow(msgspec.Struct, frozen=True):
     """One thing kept: a repository (a directory) or a download; `used` in seconds since 1970: when it was last written."""
 
     id: str

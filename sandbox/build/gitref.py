@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.errors import BuildError
 
@@ -20,8 +22,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{1,64}")
 
 
-@dataclass(frozen=True)
-class GitRef:
+class GitRef(msgspec.Struct, frozen=True):
     """A repository and what of it: `ref` a branch, tag, commit or full name ("": its HEAD), `subdir` a directory in it,
     `checksum` the beginning of the commit's id that is expected."""
 

@@ -14,8 +14,9 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.build.gitref import COMMIT, GitRef
 from sandbox.errors import BuildError
@@ -38,8 +39,7 @@ _TIMEOUT = 600
 _ALL = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 
 
-@dataclass(frozen=True)
-class Repositories:
+class Repositories(msgspec.Struct, frozen=True):
     """The repositories kept in `root`; `environ` is what git sees beside our settings (PATH, HOME, SSH_AUTH_SOCK, proxies)."""
 
     root: Path

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+
+import msgspec
 
 from sandbox.build.events import BuildEvent, OnEvent
 from sandbox.build.stages import Stage
@@ -35,17 +36,16 @@ def default_jobs() -> int:
     return max(4, len(os.sched_getaffinity(0)))
 
 
-@dataclass
-class Graph:
+class Graph(msgspec.Struct, dict=True):
     """The stages of one build and where each ended. `work` builds one, telling its events by `tell`."""
 
     stages: Sequence[Stage]
     stop: Stop
     on_event: OnEvent
     jobs: int
-    _ended: dict[int, Future[BuildState]] = field(default_factory=dict)
-    _news: queue.Queue[BuildEvent | None] = field(default_factory=lambda: queue.Queue(_WAITING_EVENTS))
-    _failures: list[BaseException] = field(default_factory=list)
+    _ended: dict[int, Future[BuildState]] = msgspec.field(default_factory=dict)
+    _news: queue.Queue[BuildEvent | None] = msgspec.field(default_factory=lambda: queue.Queue(_WAITING_EVENTS))
+    _failures: list[BaseException] = msgspec.field(default_factory=list)
     _is_threaded: bool = False
 
     def __post_init__(self) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from sandbox.build.mounts import MountText, RunMount
 from sandbox.build.source import Span
 
 
-@dataclass(frozen=True)
-class Heredoc:
+class Heredoc(msgspec.Struct, frozen=True):
     """The body of a `<<NAME`, tabs already stripped for `<<-`. `expand`: the name was not quoted, so $VAR counts in it."""
 
     name: str
@@ -17,24 +16,21 @@ class Heredoc:
     expand: bool
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(msgspec.Struct, frozen=True):
     """Exec form: the argument list. Shell form: one element, the text for the shell."""
 
     argv: tuple[str, ...]
     shell: bool
 
 
-@dataclass(frozen=True)
-class Instruction:
+class Instruction(msgspec.Struct, frozen=True):
     """What every instruction has: where it stands, and its text on one line (continuations joined)."""
 
     span: Span
     text: str
 
 
-@dataclass(frozen=True)
-class From(Instruction):
+class From(Instruction, frozen=True):
     """`FROM [--platform=P] image [AS name]`; `name` is lower case."""
 
     image: str
@@ -42,8 +38,7 @@ class From(Instruction):
     platform: str | None = None
 
 
-@dataclass(frozen=True)
-class Run(Instruction):
+class Run(Instruction, frozen=True):
     """`RUN`: a command, with the bodies of its heredocs; `network` is none, host or default, `security` sandbox or insecure.
     `mount_texts` are its mounts as written, `mounts` the same with all known about them: empty until the instruction is expanded."""
 
@@ -60,8 +55,7 @@ class Run(Instruction):
         return tuple(mount.origin for mount in self.mount_texts if mount.origin)
 
 
-@dataclass(frozen=True)
-class Files(Instruction):
+class Files(Instruction, frozen=True):
     """What COPY and ADD have in common: `sources` are patterns, `heredocs` become files beside them."""
 
     sources: tuple[str, ...]
@@ -75,8 +69,7 @@ class Files(Instruction):
     """Patterns as in .dockerignore for what the sources hold but is not copied."""
 
 
-@dataclass(frozen=True)
-class Copy(Files):
+class Copy(Files, frozen=True):
     """`COPY`: the sources are below the context, or below `origin` (--from) when given."""
 
     origin: str | None = None
@@ -84,8 +77,7 @@ class Copy(Files):
     """Keep the sources' directories below the destination; from a `/./` in them on when they have one."""
 
 
-@dataclass(frozen=True)
-class Add(Files):
+class Add(Files, frozen=True):
     """`ADD`: as COPY from the context; a source may be a URL or a git repository, and a local tar archive is unpacked.
     `checksum` is that of a URL's content (`sha256:…`) or a commit; `unpack` None: local archives only."""
 
@@ -94,87 +86,75 @@ class Add(Files):
     unpack: bool | None = None
 
 
-@dataclass(frozen=True)
-class Env(Instruction):
+class Env(Instruction, frozen=True):
     """`ENV name=value …`: all values see the environment as it was before the instruction. `legacy`: `ENV name value`."""
 
     pairs: tuple[tuple[str, str], ...]
     legacy: bool = False
 
 
-@dataclass(frozen=True)
-class Arg(Instruction):
+class Arg(Instruction, frozen=True):
     """`ARG name[=default] …`; None: no default."""
 
     pairs: tuple[tuple[str, str | None], ...]
 
 
-@dataclass(frozen=True)
-class Label(Instruction):
+class Label(Instruction, frozen=True):
     """`LABEL name=value …`; `legacy`: `LABEL name value`."""
 
     pairs: tuple[tuple[str, str], ...]
     legacy: bool = False
 
 
-@dataclass(frozen=True)
-class Workdir(Instruction):
+class Workdir(Instruction, frozen=True):
     """`WORKDIR path`: absolute, or below the one before."""
 
     path: str
 
 
-@dataclass(frozen=True)
-class User(Instruction):
+class User(Instruction, frozen=True):
     """`USER name|uid[:group|gid]`."""
 
     user: str
 
 
-@dataclass(frozen=True)
-class Expose(Instruction):
+class Expose(Instruction, frozen=True):
     """`EXPOSE port[-port][/tcp|/udp|/sctp] …`."""
 
     ports: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Volume(Instruction):
+class Volume(Instruction, frozen=True):
     """`VOLUME path …`, as words or as a JSON list."""
 
     paths: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Cmd(Instruction):
+class Cmd(Instruction, frozen=True):
     """`CMD`: the default command; an empty exec form clears it."""
 
     command: Command
 
 
-@dataclass(frozen=True)
-class Entrypoint(Instruction):
+class Entrypoint(Instruction, frozen=True):
     """`ENTRYPOINT`; an empty exec form clears it."""
 
     command: Command
 
 
-@dataclass(frozen=True)
-class Shell(Instruction):
+class Shell(Instruction, frozen=True):
     """`SHELL ["program", "argument"…]`: what runs shell forms from here on."""
 
     argv: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class StopSignal(Instruction):
+class StopSignal(Instruction, frozen=True):
     """`STOPSIGNAL name|number`."""
 
     signal: str
 
 
-@dataclass(frozen=True)
-class Healthcheck(Instruction):
+class Healthcheck(Instruction, frozen=True):
     """`HEALTHCHECK [flags] CMD …` or `HEALTHCHECK NONE` (`command` is None). Durations in nanoseconds, 0: not given."""
 
     command: Command | None
@@ -185,16 +165,14 @@ class Healthcheck(Instruction):
     retries: int = 0
 
 
-@dataclass(frozen=True)
-class Onbuild(Instruction):
+class Onbuild(Instruction, frozen=True):
     """`ONBUILD instruction`: `trigger_text` is what the image keeps, heredoc bodies included."""
 
     trigger: Instruction
     trigger_text: str
 
 
-@dataclass(frozen=True)
-class Maintainer(Instruction):
+class Maintainer(Instruction, frozen=True):
     """`MAINTAINER name`: the image's author."""
 
     name: str

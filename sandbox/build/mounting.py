@@ -10,8 +10,9 @@ import os
 import posixpath
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from sandbox.build import instructions as ins
 from sandbox.build.cachemounts import CacheMounts
@@ -29,12 +30,11 @@ from sandbox.runtime.spec import Mount
 _SSH_PLACE = "/run/buildkit/ssh_agent.{number}"
 
 
-@dataclass
-class Mounted:
+class Mounted(msgspec.Struct):
     """The mounts of one step, and the variables that come with them."""
 
-    mounts: list[Mount] = field(default_factory=list)
-    env: dict[str, str] = field(default_factory=dict)
+    mounts: list[Mount] = msgspec.field(default_factory=list)
+    env: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 def check_mounts(state: BuildState, i: ins.Run, site: Site) -> None:
@@ -117,13 +117,12 @@ def mounted(state: BuildState, i: ins.Run, site: Site, directory: Path) -> Itera
         yield work.made
 
 
-@dataclass
-class _Work:
+class _Work(msgspec.Struct):
     state: BuildState
     site: Site
     directory: Path
     opened: ExitStack
-    made: Mounted = field(default_factory=Mounted)
+    made: Mounted = msgspec.field(default_factory=Mounted)
 
     def bind(self, number: int, mount: RunMount) -> None:
         """From a stage or an image: its layers, and what is written goes to a directory that is thrown away. From a directory

@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import posixpath
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.build.source import did_you_mean
 from sandbox.errors import InvalidOption
@@ -53,8 +55,7 @@ class MountError(ValueError):
         self.hint = hint
 
 
-@dataclass(frozen=True)
-class RunMount:
+class RunMount(msgspec.Struct, frozen=True):
     """One --mount of a RUN with BuildKit's defaults filled in.
 
     `target`: as written, below the working directory unless absolute ("": the working directory itself); for a secret and for
@@ -92,8 +93,7 @@ class RunMount:
         return self.uid or 0, self.gid or 0
 
 
-@dataclass(frozen=True)
-class MountText:
+class MountText(msgspec.Struct, frozen=True):
     """A --mount as written: `text`, and its `origin` (from=), which is known before expansion."""
 
     text: str
@@ -119,8 +119,7 @@ def parse_mount(text: str, expand: Callable[[str], str]) -> RunMount:
     return draft.finish()
 
 
-@dataclass(frozen=True)
-class _Field:
+class _Field(msgspec.Struct, frozen=True):
     """A key by its full name, its value (None: a bare key), and the field as written."""
 
     name: str
@@ -153,11 +152,10 @@ def _all_keys() -> str:
     return "the keys are " + " ".join(_KEYS)
 
 
-@dataclass
-class _Draft:
+class _Draft(msgspec.Struct):
     """The keys of one mount, one after the other, then as a whole."""
 
-    found: dict[str, _Field] = field(default_factory=dict)
+    found: dict[str, _Field] = msgspec.field(default_factory=dict)
 
     def set(self, found: _Field) -> None:
         self.found[found.name] = found

@@ -10,9 +10,10 @@ import csv
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, cast
+
+import msgspec
 
 from sandbox.errors import InvalidOption, SandboxError
 from sandbox.image.apply import apply_tar
@@ -38,15 +39,14 @@ _KEYS: dict[str, frozenset[str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """One --output. `dest`: a path, `-` for stdout, None for `image`; `names` are added to the build's tags; `directory`: a
     layout in a directory and not an archive."""
 
     kind: Kind
     dest: str | None = None
     names: tuple[Reference, ...] = ()
-    packing: Packing = field(default_factory=Packing)
+    packing: Packing = msgspec.field(default_factory=Packing)
     directory: bool = False
 
 
@@ -152,8 +152,7 @@ def _metadata(image: Image, names: Sequence[Reference]) -> dict[str, object]:
     return {**facts, "image.name": ",".join(str(name) for name in names)} if names else facts
 
 
-@dataclass(frozen=True)
-class _Export:
+class _Export(msgspec.Struct, frozen=True):
     store: Store
     image: Image
     names: Sequence[Reference]

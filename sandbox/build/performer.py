@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.build import instructions as ins
 from sandbox.build.context import Context
@@ -32,8 +34,7 @@ _LAST_LINES = 10
 _WIDEST_TITLE = 120
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Which step this is: `index` of `total` in the build, `step` of `steps` in its stage."""
 
     index: int
@@ -64,8 +65,7 @@ class Place:
         return StepError(*self.head, seconds, message, self.step, self.steps, canceled)
 
 
-@dataclass
-class Performer:
+class Performer(msgspec.Struct):
     """Performs one step. `site` is that of the stage, `redo`: the cache is not asked."""
 
     graph: Graph

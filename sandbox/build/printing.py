@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from sandbox.build import instructions as ins
 from sandbox.build.dockerfile import Dockerfile
@@ -23,8 +24,7 @@ def to_text(dockerfile: Dockerfile) -> str:
     return "\n".join(lines) + "\n"
 
 
-@dataclass(frozen=True)
-class _Printer:
+class _Printer(msgspec.Struct, frozen=True):
     escape: str
 
     def instruction(self, i: ins.Instruction) -> str:

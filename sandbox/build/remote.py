@@ -8,8 +8,10 @@ import shutil
 import urllib.parse
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.build import instructions as ins
 from sandbox.build.context import Context, Match
@@ -22,8 +24,7 @@ from sandbox.build.site import Site
 from sandbox.errors import BuildError
 
 
-@dataclass(frozen=True)
-class Remote:
+class Remote(msgspec.Struct, frozen=True):
     """One source: `inputs` say what it holds, for the cache key; `fetch` puts it into an empty directory as something to copy,
     held open by the stack."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from sandbox.build.settings import Settings
 from sandbox.errors import InvalidInput
@@ -15,8 +16,7 @@ EPOCH = "SOURCE_DATE_EPOCH"
 """The build argument that fixes every time (reproducible-builds.org/docs/source-date-epoch)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BuildRequest:
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to build. `dockerfile` is its text; `dockerfile_path`, when it came from a file, gives <Dockerfile>.dockerignore;
     `name` is what messages call it (default: the path's name). `context` None: nothing to COPY from. `now` is the time in
     history and config, unless the build argument SOURCE_DATE_EPOCH gives another. `target`: the stage, default the last."""
@@ -27,12 +27,12 @@ class BuildRequest:
     dockerfile_path: Path | None = None
     name: str | None = None
     tags: tuple[str, ...] = ()
-    build_args: Mapping[str, str] = field(default_factory=dict)
+    build_args: Mapping[str, str] = msgspec.field(default_factory=dict)
     target: str | None = None
     no_cache: bool = False
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     network: Network = "host"
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = msgspec.field(default_factory=Settings)
 
     @property
     def ignore_file(self) -> Path | None:

@@ -4,13 +4,13 @@ them a file wants: `# check=skip=RULE,…|all;error=true;experimental=RULE,…|a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from sandbox.build.source import did_you_mean
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """One row: `description` says it in general, `message` of one place (a format). `experimental`: only when asked for."""
 
     description: str
@@ -91,8 +91,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """One place where a rule is not kept: `line` counts from 1."""
 
     rule: str
@@ -118,12 +117,11 @@ class CheckOptionError(ValueError):
         self.hint = hint
 
 
-@dataclass(frozen=True)
-class CheckOptions:
+class CheckOptions(msgspec.Struct, frozen=True):
     """What a check leaves out and whether its findings are an error."""
 
-    skip: frozenset[str] = field(default_factory=frozenset)
-    experimental: frozenset[str] = field(default_factory=frozenset)
+    skip: frozenset[str] = msgspec.field(default_factory=frozenset)
+    experimental: frozenset[str] = msgspec.field(default_factory=frozenset)
     error: bool = False
 
     def wants(self, rule: str) -> bool:

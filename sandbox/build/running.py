@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 from e2b_dockerfile_utils import parse_heredoc
 
 from sandbox.build import instructions as ins
@@ -36,8 +36,7 @@ class CommandFailed(BuildError):
         self.output = output
 
 
-@dataclass(frozen=True)
-class _Script:
+class _Script(msgspec.Struct, frozen=True):
     """What is started: `argv`, with `scripts` (name, text) as executable files below /dev/pipes."""
 
     argv: tuple[str, ...]

@@ -8,17 +8,17 @@ taken below it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
+import msgspec
 from e2b_dockerfile_utils import PatternMatcher
+from msgspec.structs import replace
 
 from sandbox.build.context import Match, Source, find
 from sandbox.build.globs import BadPattern, is_wild, matcher
 from sandbox.image.tree import Entry
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """One thing to copy: the source it is read from, and where it lies in it. `unpack`: it is unpacked if it is an archive."""
 
     source: Source
@@ -26,8 +26,7 @@ class Piece:
     unpack: bool = False
 
 
-@dataclass
-class View:
+class View(msgspec.Struct):
     """A source below `root` without what `is_taken` refuses. `is_taken` gets a path relative to `root`; `leads` whether
     something below a directory that is not taken could be."""
 
@@ -35,7 +34,7 @@ class View:
     root: str
     is_taken: Callable[[str], bool]
     leads: Callable[[str], bool]
-    _seen: dict[str, list[Entry]] = field(default_factory=dict)
+    _seen: dict[str, list[Entry]] = msgspec.field(default_factory=dict)
 
     @property
     def keeps_owner(self) -> bool:

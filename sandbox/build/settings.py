@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from sandbox.build.cachesources import CacheSpec, parse_cache
 from sandbox.build.site import StepLimits
 from sandbox.build.sshagent import parse_ssh
 from sandbox.build.stages import host
 from sandbox.errors import InvalidOption, Unsupported
+from sandbox.guarded import Guarded
 from sandbox.options import BuildOptions
 from sandbox.runtime.spec import Limits
 
@@ -20,23 +22,24 @@ _SECRET_LIMIT = 500 << 10
 """BuildKit's limit for one secret."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Guarded, frozen=True, kw_only=True):
     """`jobs`: how many steps may run at once, None: `graph.default_jobs`. `no_cache_stages`: stages whose steps are redone.
     `contexts`: named contexts, name → directory, docker-image://NAME or oci-layout://DIRECTORY. `secrets`: id → value; `ssh`:
     id → an agent's socket, or key files. `limits`: what every RUN gets. `cache_from`, `cache_to`: caches to read and write."""
 
+    hidden = ("secrets", "files")
+
     jobs: int | None = None
     no_cache_stages: tuple[str, ...] = ()
-    contexts: Mapping[str, str] = field(default_factory=dict)
-    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    ssh: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    limits: StepLimits = field(default_factory=StepLimits)
+    contexts: Mapping[str, str] = msgspec.field(default_factory=dict)
+    secrets: Mapping[str, bytes] = msgspec.field(default_factory=dict)
+    ssh: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    limits: StepLimits = msgspec.field(default_factory=StepLimits)
     cache_from: tuple[CacheSpec, ...] = ()
     cache_to: tuple[CacheSpec, ...] = ()
     timestamp: int | None = None
     """Seconds since 1970: as the build argument SOURCE_DATE_EPOCH."""
-    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    files: Mapping[str, bytes] = msgspec.field(default_factory=dict)
     """Files of the context beside those of its directory: path below it → content."""
 
 

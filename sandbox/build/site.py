@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol, Self
+
+import msgspec
 
 from sandbox.build import expand
 from sandbox.build import instructions as ins
@@ -17,6 +18,7 @@ from sandbox.build.source import SourceText, Span
 from sandbox.build.state import BuildState
 from sandbox.build.stop import Stop
 from sandbox.errors import DockerfileError
+from sandbox.guarded import Guarded
 from sandbox.image.store import Store
 from sandbox.image.tree import Tree
 from sandbox.runtime.plan import Handling
@@ -53,8 +55,7 @@ class Runs(Protocol):
         """A place for a container that is still being made."""
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """What --from names: the file system of a stage or image and its chain id (empty: no layer), or a directory of the host,
     which has none: its files must be looked at."""
 
@@ -68,8 +69,7 @@ class Origin:
         return self.directory or TreeSource(self.tree)
 
 
-@dataclass(frozen=True)
-class StepLimits:
+class StepLimits(msgspec.Struct, frozen=True):
     """What every RUN of a build gets beside its instruction: docker build's --add-host, --shm-size, --ulimit, --memory …
     `insecure`: RUN --security=insecure is allowed."""
 
@@ -85,9 +85,10 @@ class StepLimits:
         return (repr(self.hosts), repr(self.ulimits), *((str(self.shm_size),) if self.shm_size != 64 << 20 else ()))
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(Guarded, frozen=True):
     """Everything around a step but its state. `source` and `escape` are those of the text the instruction stands in."""
+
+    hidden = ("secrets",)
 
     store: Store
     runtime: Runs
@@ -104,9 +105,9 @@ class Site:
     tell: OnEvent
     stop: Stop
     new_id: Callable[[], str]
-    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    agents: Mapping[str, str] = field(default_factory=dict)
-    limits: StepLimits = field(default_factory=lambda: StepLimits())
+    secrets: Mapping[str, bytes] = msgspec.field(default_factory=dict)
+    agents: Mapping[str, str] = msgspec.field(default_factory=dict)
+    limits: StepLimits = msgspec.field(default_factory=lambda: StepLimits())
 
     def warn(self, message: str) -> None:
         """Say that something is doubtful."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from sandbox.errors import DockerfileError
 
@@ -13,8 +14,7 @@ _LONGEST_SPAN = 12
 _WIDEST = 160
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """Lines `first` to `last` of a Dockerfile, counted from 1, both included."""
 
     first: int
@@ -31,8 +31,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     return f"did you mean {by_folded[close[0]]}?" if close else None
 
 
-@dataclass(frozen=True)
-class SourceText:
+class SourceText(msgspec.Struct, frozen=True):
     """The lines of a Dockerfile (without their newline) under the name a person knows it by."""
 
     name: str

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import platform as host_platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.build import instructions as ins
 from sandbox.build.context import Context
@@ -30,8 +32,7 @@ OriginKind = int | Image | Context
 """What --from can mean: an earlier stage, an image, a directory."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One instruction to perform. `source` is the text it stands in: an image's ONBUILD trigger has its own, and then `span`,
     its place in the Dockerfile, is that of the FROM which brought it."""
 
@@ -42,8 +43,7 @@ class Step:
     text: str
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(msgspec.Struct, frozen=True):
     """One FROM and what follows. `base`: the index of an earlier stage, an image, or None for scratch (and for a directory:
     its files are then the first step). `origins`: what the names of --from mean here. `steps`: the triggers of the base, then
     its own."""
@@ -52,7 +52,7 @@ class Stage:
     origin: ins.From
     base: int | Image | None
     steps: tuple[Step, ...]
-    origins: Mapping[str, OriginKind] = field(default_factory=dict)
+    origins: Mapping[str, OriginKind] = msgspec.field(default_factory=dict)
 
     @property
     def label(self) -> str:

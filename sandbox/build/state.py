@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 
 import msgspec
+from msgspec.structs import replace
 
 from sandbox.build import expand
 from sandbox.image.store import Draft
@@ -15,8 +15,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL = ("/bin/sh", "-c")
 
 
-@dataclass(frozen=True)
-class BuildState:
+class BuildState(msgspec.Struct, frozen=True):
     """An image as far as it is built: its config, its layers, its history; and the ARGs in scope of the stage.
 
     `run` is never changed in place. `has_cmd`: this stage has set CMD, so a later ENTRYPOINT does not clear it.
@@ -94,8 +93,7 @@ def with_env(run: RunConfig, pairs: Mapping[str, str]) -> RunConfig:
     return msgspec.structs.replace(run, env=[f"{name}={value}" for name, value in merged.items()])
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """What a step comes to.
 
     `state`: the state after it, but for the layer and the history. `created_by`: its history entry. `inputs`: what its

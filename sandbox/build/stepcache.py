@@ -14,7 +14,8 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+
+import msgspec
 
 from sandbox.build.cachesources import Imported, Record
 from sandbox.build.memory import Memory
@@ -26,8 +27,7 @@ from sandbox.image.store import Draft, Store
 from sandbox.oci import Digest
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What a change led to: the root file system after it, when that was made, whether it was remembered."""
 
     chain_id: Digest | None
@@ -35,8 +35,7 @@ class Outcome:
     cached: bool
 
 
-@dataclass
-class StepCache:
+class StepCache(msgspec.Struct):
     """The steps one build may take from the cache or must make. Thread-safe.
 
     `now`: the time of what is made, as the history has it. `slot`: entered while a step is at work. `epoch`: the time all
@@ -51,9 +50,9 @@ class StepCache:
     slot: Callable[[], AbstractContextManager[object]]
     epoch: int | None
     imported: Imported
-    used: list[tuple[int, Record]] = field(default_factory=list)
-    _made: dict[str, Outcome] = field(default_factory=dict)
-    _build: str = field(default_factory=lambda: secrets.token_hex(4))
+    used: list[tuple[int, Record]] = msgspec.field(default_factory=list)
+    _made: dict[str, Outcome] = msgspec.field(default_factory=dict)
+    _build: str = msgspec.field(default_factory=lambda: secrets.token_hex(4))
 
     def outcome(self, state: BuildState, change: Change, *, redo: bool, stage: int, from_host: bool) -> Outcome:
         """Where the change leads from this state: as remembered, else by doing it, once however many want it at the same time.
@@ -66,8 +65,7 @@ class StepCache:
         return cache_key(parent, (*salt, *inputs))
 
 
-@dataclass(frozen=True)
-class _Want:
+class _Want(msgspec.Struct, frozen=True):
     """One step that is wanted."""
 
     cache: StepCache

@@ -10,10 +10,10 @@ import posixpath
 import re
 import signal
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sandbox.build import instructions as ins
 from sandbox.build.accounts import resolve_owner

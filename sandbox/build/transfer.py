@@ -14,8 +14,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.build.context import Match, Source, TreeSource, kind_of
 from sandbox.build.modes import SetMode
@@ -30,8 +31,7 @@ _CANNOT_COPY_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENO
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Manner:
+class Manner(msgspec.Struct, frozen=True):
     """How files arrive: owned by `owner` (None: as in the source, 0:0 from a context), with `mode` applied when given."""
 
     owner: Owner | None = None

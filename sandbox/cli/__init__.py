@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -25,8 +24,7 @@ PROGRAM = "sandbox"
 ENGINE_ERROR, USAGE_ERROR, INTERRUPTED = 125, 1, 130
 
 
-@dataclass(frozen=True)
-class Verb:
+class Verb(NamedTuple):
     """Where one verb is: the click command `function` of `sandbox.cli.<module>`, and its line in the list. A module with a
     dot is one above this package, which adds verbs to it (kernels): only its name is known here."""
 

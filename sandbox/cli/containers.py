@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from sandbox.cli.filters import Filters, has_label, name_matches, parse_filters
 from sandbox.cli.flags import Converted, given, verb
@@ -37,14 +37,13 @@ _PS_FILTERS = "id, name, label, status, exited, ancestor, before or since."
 name_argument = click.argument("name", metavar="CONTAINER", shell_complete=complete_containers)
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(msgspec.Struct, frozen=True):
     """One container of `ps` and how to show it."""
 
     container: Container
     now: datetime
     truncate: bool
-    _facts: dict[str, Any] = field(default_factory=dict, repr=False)  # Any: docker's JSON
+    _facts: dict[str, Any] = msgspec.field(default_factory=dict)  # Any: docker's JSON
 
     @property
     def id(self) -> str:

@@ -11,11 +11,11 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
 import click
+import msgspec
 
 from sandbox.cli.flags import verb
 from sandbox.cli.images import refuse_terminal
@@ -29,8 +29,7 @@ Kind = Literal["directory", "file"]
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """One side of a copy: a path in `container`, or a local one (container None)."""
 
     container: str | None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from sandbox.cli.flags import verb
 from sandbox.cli.formatting import Field, Listing, age_text, size_text
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from sandbox.build.disk import CacheUse
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(msgspec.Struct, frozen=True):
     """One kind of thing: how many there are, how many are in use, the bytes of all and of those that could go."""
 
     name: str
@@ -48,8 +47,7 @@ KINDS: Listing[Kind] = Listing(
 )
 
 
-@dataclass(frozen=True)
-class CacheLine:
+class CacheLine(msgspec.Struct, frozen=True):
     """One row of the build cache."""
 
     use: CacheUse

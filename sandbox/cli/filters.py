@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
+
+import msgspec
 
 from sandbox.errors import InvalidOption
 
@@ -15,8 +16,7 @@ Item = TypeVar("Item")
 Test = Callable[[Item, str], bool]
 
 
-@dataclass(frozen=True)
-class Filters(Generic[Item]):
+class Filters(msgspec.Struct, Generic[Item], frozen=True):
     """Parsed filters. `wanted`: values by key, in order."""
 
     tests: Mapping[str, Test[Item]]

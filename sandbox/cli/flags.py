@@ -1,20 +1,18 @@
-"""Rows of sandbox.options as click options, and back into their dataclasses. Verb-specific flags stay with their verbs."""
+"""Rows of sandbox.options as click options, and back into their structures. Verb-specific flags stay with their verbs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.errors import InvalidOption
 from sandbox.options import Option
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Made = TypeVar("Made", bound="DataclassInstance")
+Made = TypeVar("Made", bound=msgspec.Struct)
 
 
 class Converted(click.ParamType[Any]):  # Any: what a row's converter makes
@@ -46,7 +44,7 @@ def option_of(row: Option) -> click.Option:
 
 def given(made: Made, values: Mapping[str, object]) -> Made:
     """`made` with those of the values that were given and are its fields."""
-    known = {f.name for f in fields(made)}
+    known = set(made.__struct_fields__)
     return replace(made, **{name: value for name, value in values.items() if name in known and value not in (None, ())})
 
 

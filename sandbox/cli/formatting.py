@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
 import click
+import msgspec
 
 from sandbox.cli.templates import Template, go_json
 
@@ -16,8 +16,7 @@ Item = TypeVar("Item")
 _MINIMUM, _GAP = 10, 3  # docker's tabwriter
 
 
-@dataclass(frozen=True)
-class Field(Generic[Item]):
+class Field(msgspec.Struct, Generic[Item], frozen=True):
     """One thing a list can show: docker's key for it, the heading of its column, its text."""
 
     key: str
@@ -41,8 +40,7 @@ class Row(Mapping[str, object], Generic[Item]):
         return len(self._fields)
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """A list as a caller in this process gets it instead of text: headings, cells, and each item as docker's keys and texts."""
 
     headers: tuple[str, ...]
@@ -54,16 +52,14 @@ class Table:
         return aligned([self.headers, *self.rows])
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What is known of some objects, each as docker's JSON has it, and the text that says it."""
 
     objects: tuple[Mapping[str, object], ...]
     text: str
 
 
-@dataclass(frozen=True)
-class Lines:
+class Lines(msgspec.Struct, frozen=True):
     """Lines in a form that was asked for: a template's, JSON's, names."""
 
     lines: tuple[str, ...]

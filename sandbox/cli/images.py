@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 import click
+import msgspec
 
 from sandbox.cli.filters import Filters, has_label, is_true, parse_filters, reference_matches
 from sandbox.cli.flags import verb
@@ -26,8 +26,7 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print ids only.
 no_trunc_option = click.option("--no-trunc", is_flag=True, help="Do not shorten ids and texts.")
 
 
-@dataclass(frozen=True)
-class ShownImage:
+class ShownImage(msgspec.Struct, frozen=True):
     """One row of `images` and how to show it."""
 
     row: ImageSummary
@@ -135,8 +134,7 @@ def tag(source: str, target: str) -> None:
         opened.tag(source, target)
 
 
-@dataclass(frozen=True)
-class ShownHistory:
+class ShownHistory(msgspec.Struct, frozen=True):
     """One row of `history` and how to show it."""
 
     row: HistoryRow

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import click
+import msgspec
 
 from sandbox.cli.flags import Converted, verb
 from sandbox.cli.formatting import Field, Lines, Listing, labels_text, show, time_text
@@ -21,8 +21,7 @@ from sandbox.runtime.network.networks import Network
 names_argument = click.argument("names", nargs=-1, required=True, metavar="NETWORK...")
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(msgspec.Struct, frozen=True):
     """One network of the list."""
 
     network: Network

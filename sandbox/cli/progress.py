@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
-import dataclasses
 import json
 import re
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import msgspec
 
 from sandbox.build.events import BuildDone, BuildEvent, BuildStarted, BuildWarning, StepDone, StepError, StepOutput, StepStarted
 from sandbox.cli.formatting import short_id, size_text
@@ -103,7 +104,7 @@ class JsonFace(Face):
 
     def __call__(self, event: BuildEvent) -> None:
         """Called by the builder."""
-        fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
+        fields = msgspec.structs.asdict(event)
         if isinstance(event, StepOutput):
             fields["data"] = event.data.decode("utf-8", "backslashreplace")
         self.write(json.dumps({"time": round(self._clock(), 6), "event": _snake(type(event).__name__), **fields}))
@@ -113,13 +114,12 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-@dataclasses.dataclass
-class _Running:
+class _Running(msgspec.Struct):
     """A step at work: since when, and what it printed that is no whole line yet."""
 
     begun: float
-    lines: dict[str, Lines] = dataclasses.field(default_factory=lambda: {"stdout": Lines(), "stderr": Lines()})
-    recent: deque[str] = dataclasses.field(default_factory=lambda: deque(maxlen=_SHOWN_LINES))
+    lines: dict[str, Lines] = msgspec.field(default_factory=lambda: {"stdout": Lines(), "stderr": Lines()})
+    recent: deque[str] = msgspec.field(default_factory=lambda: deque(maxlen=_SHOWN_LINES))
 
 
 class PlainFace(Face):

@@ -6,11 +6,11 @@ import codecs
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from msgspec.structs import replace
 
 from sandbox.cli.flags import given, verb
 from sandbox.cli.formatting import is_taken

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
+
+import msgspec
 
 from sandbox.errors import InvalidOption
 
@@ -43,16 +44,14 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
 }
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One command of a pipeline: a function with operands, or a single operand when `function` is None."""
 
     function: str | None
     operands: tuple[object, ...]
 
 
-@dataclass(frozen=True)
-class Path:
+class Path(msgspec.Struct, frozen=True):
     """An operand that is looked up: `.State.Pid`."""
 
     names: tuple[str, ...]
@@ -61,8 +60,7 @@ class Path:
 Part = str | tuple[Call, ...]
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(msgspec.Struct, frozen=True):
     """A parsed template. `parse` raises InvalidOption for anything outside the subset."""
 
     parts: tuple[Part, ...]

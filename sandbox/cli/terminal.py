@@ -9,9 +9,10 @@ import threading
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import msgspec
 
 from sandbox.cli.formatting import is_taken
 from sandbox.options import RunOptions
@@ -36,8 +37,7 @@ class Attached(Protocol):
         """Tell its terminal its size."""
 
 
-@dataclass(frozen=True)
-class Stdio:
+class Stdio(msgspec.Struct, frozen=True):
     """What a program's 0, 1 and 2 are here. Files and pipes are handed over as they are, so that bytes take no detour.
     A terminal is not, unless the program gets one of its own (-t): it could read our keys from any of the three."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TextIO
+
+import msgspec
 
 from sandbox.cli.formatting import short_id, size_text
 from sandbox.cli.progress import seconds_text
@@ -25,12 +26,11 @@ _MOVING = ("downloading", "uploading")
 _LAST_SECONDS = 5.0
 
 
-@dataclass
-class Meter:
+class Meter(msgspec.Struct):
     """How fast bytes came in the last seconds, and how long the rest will take."""
 
     clock: Callable[[], float] = time.monotonic
-    _seen: list[tuple[float, int]] = field(default_factory=list)
+    _seen: list[tuple[float, int]] = msgspec.field(default_factory=list)
 
     def note(self, total: int) -> None:
         """So many bytes have moved by now."""

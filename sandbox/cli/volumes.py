@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import msgspec
 
 from sandbox.cli.filters import Filters, has_label, is_true, name_matches, parse_filters
 from sandbox.cli.flags import Converted, verb
@@ -23,8 +23,7 @@ from sandbox.volumes import Volume
 names_argument = click.argument("names", nargs=-1, required=True, metavar="VOLUME...")
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(msgspec.Struct, frozen=True):
     """One volume of the list."""
 
     volume: Volume

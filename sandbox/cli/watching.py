@@ -6,10 +6,10 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from sandbox.cli.containers import name_argument
 from sandbox.cli.flags import verb
@@ -36,8 +36,7 @@ def top(name: str) -> None:
     show(Table(headers, cells, tuple(dict(zip(headers, row, strict=True)) for row in cells)))
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True):
     """One container of `stats`; `stats` is None when it does not run."""
 
     container: Container

@@ -9,9 +9,10 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import msgspec
 
 from sandbox.errors import DigestMismatch, ImageError
 from sandbox.image.flights import locked_file
@@ -115,8 +116,7 @@ def check(promised: Descriptor, digest: Digest, size: int) -> None:
         raise DigestMismatch(f"blob {wanted[:19]}…: expected {wanted}, got {digest}", expected=wanted, actual=digest)
 
 
-@dataclass(frozen=True)
-class Partial:
+class Partial(msgspec.Struct, frozen=True):
     """A blob on its way here: the file of `fd`, which stands at `path` until `keep`."""
 
     fd: int

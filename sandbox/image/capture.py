@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from sandbox.errors import ImageError
 from sandbox.image import capture_packages, capture_python, capture_system
@@ -68,8 +69,7 @@ def capture(store: Store, reference: str | Reference, *, packages: Sequence[str]
     return image
 
 
-@dataclass(frozen=True)
-class Collected:
+class Collected(msgspec.Struct, frozen=True):
     """What a capture will hold. `python`: the interpreter's path inside; `modules`: places of standard library files;
     `records`: places of the RECORDs of `packages`."""
 

@@ -11,9 +11,10 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,7 @@ class _Segment(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Elf:
+class Elf(msgspec.Struct, frozen=True):
     """What the dynamic loader would read of one file. `machine` is (class, byte order, e_machine): libraries must agree in it."""
 
     path: str
@@ -117,8 +117,7 @@ def _strings(fd: int, segments: Iterable[_Segment], dynamic: Mapping[int, int]) 
 # -- what the loader does -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Linker:
+class Linker(msgspec.Struct, frozen=True):
     """The loader's search of this host, in ld.so(8)'s order; LD_LIBRARY_PATH is the user's and does not count."""
 
     cache: Mapping[str, tuple[str, ...]]
@@ -153,8 +152,7 @@ class Linker:
         return Closure(found, frozenset(missing))
 
 
-@dataclass(frozen=True)
-class Closure:
+class Closure(msgspec.Struct, frozen=True):
     """Libraries by the path the loader would open, and names that were not found."""
 
     libraries: Mapping[str, Elf]

@@ -15,10 +15,10 @@ import posixpath
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
@@ -36,8 +36,7 @@ _LEFT_OUT = ("direct_url.json",)
 _SHEBANG = re.compile(rb"\A#!(?:/bin/sh\n'''exec' [^\n]*python[^\n]*\n' '''\n|[^\n]*python[\d.]*(?: [^\n]*)?\n)")
 
 
-@dataclass(frozen=True)
-class Package:
+class Package(msgspec.Struct, frozen=True):
     """One installed distribution and its files on the host, by absolute path."""
 
     name: str

@@ -12,9 +12,10 @@ import posixpath
 import shutil
 import stat
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from sandbox.errors import ImageError
 
@@ -22,8 +23,7 @@ Edit = Callable[[bytes], bytes | None]
 _LINKS_CAP = 40  # as Linux (path_resolution(7))
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One path of the layer. A file comes from `source`, through `edit` when given (None from it: leave the file out), or is `content`."""
 
     kind: Literal["directory", "file", "link"]
@@ -36,8 +36,7 @@ class Entry:
     edit: Edit | None = None
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(msgspec.Struct, frozen=True):
     """What writing did: files with the host's own time, those whose bytes differ from the host's (sha256 hex, size),
     those left out, and the newest file's time."""
 

@@ -15,7 +15,6 @@ import re
 import struct
 import subprocess
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -52,8 +51,7 @@ print(json.dumps({
 """
 
 
-@dataclass(frozen=True)
-class Interpreter:
+class Interpreter(msgspec.Struct, frozen=True):
     """What an interpreter says of itself. `paths` are sysconfig's; `sites` its directories of installed distributions."""
 
     executable: str
@@ -95,8 +93,7 @@ def examine(python: str | Path) -> Interpreter:
 # -- moving to another prefix ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Relocation:
+class Relocation(msgspec.Struct, frozen=True):
     """Host directories and where they are in the image, longest first; `home` is replaced in texts only, no file comes from there."""
 
     pairs: tuple[tuple[str, str], ...]

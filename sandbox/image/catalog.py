@@ -12,8 +12,9 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.errors import ImageError
 from sandbox.oci import Descriptor, Digest
@@ -50,8 +51,7 @@ where key = ? and (chain_id is null or exists (select 1 from snapshots s where s
 _SNAPSHOT = "select chain_id, diff_id, parent, size, tar_size, regenerable from snapshots"
 
 
-@dataclass(frozen=True)
-class SnapshotRow:
+class SnapshotRow(msgspec.Struct, frozen=True):
     """A snapshot's row. `regenerable`: whether write_tar over its directory gives the very bytes of diff_id."""
 
     chain_id: Digest

@@ -9,12 +9,12 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 
-@dataclass(frozen=True)
-class Draft:
+
+class Draft(msgspec.Struct, frozen=True):
     """A layer being made: an empty upper directory and overlayfs' work directory, on the snapshots' file system."""
 
     upper: Path

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+import msgspec
 
 from sandbox.errors import InvalidImage
 from sandbox.oci import Digest, Document, ImageConfig, Manifest, chain_ids
 
 
-@dataclass(frozen=True, repr=False)
-class Image:
+class Image(msgspec.Struct, frozen=True, dict=True):
     """An image in the store: its two documents. Its id is the digest of the config."""
 
     manifest: Document[Manifest]
@@ -42,8 +42,7 @@ class Image:
         return f"<Image {self.id.short} {len(self.manifest.value.layers)} layers>"
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """A read-only layer directory: `path`, in overlayfs' own form. `size`: bytes of its regular files; `tar_size`: of its tar."""
 
     chain_id: Digest
@@ -54,8 +53,7 @@ class Snapshot:
     tar_size: int
 
 
-@dataclass(frozen=True)
-class CachedStep:
+class CachedStep(msgspec.Struct, frozen=True):
     """What a remembered build step led to; `chain_id` None is the empty stack."""
 
     chain_id: Digest | None

@@ -13,8 +13,10 @@ import io
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import IO
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.errors import ImageError, InvalidImage
 from sandbox.image import tar
@@ -35,8 +37,7 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
+class _Item(msgspec.Struct, frozen=True):
     """An entry and the file its body comes from."""
 
     member: Member

@@ -10,7 +10,6 @@ import hashlib
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -49,13 +48,12 @@ _MAX_FILES = 100_000
 _DOCKER = msgspec.json.Decoder(list[DockerEntry])
 
 
-@dataclass
-class _Archive:
+class _Archive(msgspec.Struct):
     """The regular files of an archive, unpacked under numbers, so that no name of it is ever a path of ours."""
 
     directory: Path
-    files: dict[str, Path] = field(default_factory=dict)
-    links: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = msgspec.field(default_factory=dict)
+    links: dict[str, str] = msgspec.field(default_factory=dict)
 
     def find(self, name: str) -> Path:
         """The file of this name, links followed; InvalidImage."""

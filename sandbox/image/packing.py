@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import msgspec
 
@@ -14,8 +13,7 @@ from sandbox.image.store import Image, Store
 from sandbox.oci import LAYER_TAR, Descriptor, encode
 
 
-@dataclass(frozen=True)
-class Packing:
+class Packing(msgspec.Struct, frozen=True):
     """How layers leave. `compression` None: as the image's manifest has them. `force`: received layers are compressed anew
     too; else only those built here are. `level`: how hard (gzip 0 to 3, zstd 1 to 19; None: 1); a layer compressed before stays."""
 

@@ -7,7 +7,9 @@ Own grammar rather than docker-image-py: that library costs 18 ms of import (its
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.errors import InvalidImage, InvalidReference
 from sandbox.oci import Digest
@@ -22,8 +24,7 @@ _TAG = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 _IDENTIFIER = re.compile(r"[a-f0-9]{64}")
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """Where an image is named: `registry/repository`, with a tag, a digest or both (never neither)."""
 
     registry: str

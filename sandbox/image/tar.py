@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from sandbox.errors import InvalidImage
 
@@ -30,8 +31,7 @@ class CappedInfo(tarfile.TarInfo):
         return made
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """One entry. `mtime` in whole seconds; `size` is the real size of the file, `sparse` its data extents if it has holes."""
 
     name: bytes
@@ -44,7 +44,7 @@ class Member:
     link: bytes = b""
     major: int = 0
     minor: int = 0
-    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    xattrs: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
     sparse: tuple[tuple[int, int], ...] | None = None
 
 

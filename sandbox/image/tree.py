@@ -10,9 +10,10 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import IO
+
+import msgspec
 
 OPAQUE = ("user.overlay.opaque", "trusted.overlay.opaque")
 _MAX_LINKS = 40
@@ -35,8 +36,7 @@ def is_opaque(path: str | bytes | int) -> bool:
     return any(name in names and os.getxattr(path, name) == b"y" for name in OPAQUE)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One name in the tree: `path` inside (absolute), its own `stat` (links not followed), `source` its file on disk."""
 
     path: str
@@ -64,8 +64,7 @@ class Entry:
         return stat.S_ISLNK(self.stat.st_mode)
 
 
-@dataclass(frozen=True)
-class _Node:
+class _Node(msgspec.Struct, frozen=True):
     """An entry and, for a directory, the directories of all layers that make it up, topmost first."""
 
     entry: Entry

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from sandbox.image.store import Image, Snapshot, Store
 from sandbox.oci import Digest
 
 
-@dataclass(frozen=True)
-class ImageUsage:
+class ImageUsage(msgspec.Struct, frozen=True):
     """Bytes of an image's files: `shared` with other images, `unique` to it; `size` is both."""
 
     image: Image
@@ -24,8 +24,7 @@ class ImageUsage:
         return self.shared + self.unique
 
 
-@dataclass(frozen=True)
-class StoreUsage:
+class StoreUsage(msgspec.Struct, frozen=True):
     """`images`: each one; `layers`: bytes of all layers of images, each once; `blobs`: bytes of blobs, which are kept for
     layers that were received or have left; `cache`: the snapshots only the build cache holds (docker's Build Cache)."""
 

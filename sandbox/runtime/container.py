@@ -10,10 +10,12 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Self  # Any: plans and reports are JSON
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.errors import PortTaken, SetupFailed, Unsupported
 from sandbox.runtime import cgroups
@@ -39,8 +41,7 @@ _ESCALATION = ((signal.SIGINT, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.
 """What an interrupt sends, and how many seconds it waits before the next."""
 
 
-@dataclass(frozen=True)
-class Streams:
+class Streams(msgspec.Struct, frozen=True):
     """What a program's 0, 1 and 2 are connected to. None: /dev/null for stdin, a pipe that is read for the others.
     `window`: rows and columns its terminal, if it gets one, has from the start. `channel`: what its descriptor 3 is; none without."""
 
@@ -167,8 +168,7 @@ class Runtime:
         return self._filters.filter_for(profile, _capabilities(spec))
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where one container can be started: its supervisor came up while the container was still being made."""
 
     _runtime: Runtime
@@ -276,8 +276,7 @@ class _Wiring:
             del self.outputs[fd]
 
 
-@dataclass
-class Running:
+class Running(msgspec.Struct):
     """A started container or exec that its caller is attached to. Leaving the context ends what still runs."""
 
     _client: socket.socket
@@ -286,8 +285,8 @@ class Running:
     _timeout: float | None
     pid: int = 0
     _result: dict[str, Any] | None = None
-    _captured: dict[Stream, list[bytes]] = field(default_factory=lambda: {"stdout": [], "stderr": []})
-    _attended: dict[int, Callable[[], object]] = field(default_factory=dict)
+    _captured: dict[Stream, list[bytes]] = msgspec.field(default_factory=lambda: {"stdout": [], "stderr": []})
+    _attended: dict[int, Callable[[], object]] = msgspec.field(default_factory=dict)
     _after: Callable[[], object] | None = None
 
     def __enter__(self) -> Self:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any  # a plan is JSON
+
+import msgspec
+from msgspec.structs import asdict, replace
 
 from sandbox.errors import InvalidOption, Unsupported
 from sandbox.runtime.init import syscalls as s
@@ -31,8 +33,7 @@ _DEV_LINKS = (
 _QUIET = s.MOUNT_ATTR_NOSUID | s.MOUNT_ATTR_NODEV | s.MOUNT_ATTR_NOEXEC
 
 
-@dataclass(frozen=True)
-class Site:
+class Site(msgspec.Struct, frozen=True):
     """Where and as whom a plan is made: facts of the host that the caller looked up.
 
     `store`: the engine's root; `record`: the container's own directory; `privileged`: we may map any ids and idmap mounts;
@@ -57,8 +58,7 @@ class Site:
     """How it is attached to a network: see Networks.attached."""
 
 
-@dataclass(frozen=True)
-class LogFile:
+class LogFile(msgspec.Struct, frozen=True):
     """A json-file log: `max_size` bytes fill a file (0: no limit), `max_file` of them are kept."""
 
     path: str
@@ -66,8 +66,7 @@ class LogFile:
     max_file: int = 1
 
 
-@dataclass(frozen=True)
-class Handling:
+class Handling(msgspec.Struct, frozen=True):
     """What the supervisor does around the container: `names` are removed with the directory
     when `remove` is set; without `record` its state file stays as it is (a helper run in a stopped container)."""
 

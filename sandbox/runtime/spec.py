@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 Network = str
 """none (loopback alone), host, or the name of a network."""
 Why = Literal["exited", "oom", "timeout", "pids", "disk", "output", "signal", "interrupted", "lost"]
 
 
-@dataclass(frozen=True)
-class Rate:
+class Rate(msgspec.Struct, frozen=True):
     """A limit of block I/O: `device` as major:minor, `rate` in bytes (bps) or operations (iops) a second."""
 
     kind: Literal["read_bps", "write_bps", "read_iops", "write_iops"]
@@ -19,8 +19,7 @@ class Rate:
     rate: int
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """Resource limits; None means not limited. `memory`, `memory_swap` (memory + swap, -1 = unlimited) and `memory_reservation` in
     bytes, `memory_swappiness` 0 to 100, `cpus` in CPUs, `cpu_shares` 2 to 262144 (1024 is usual), `blkio_weight` 10 to 1000."""
 
@@ -37,8 +36,7 @@ class Limits:
     io: tuple[Rate, ...] = ()
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True):
     """One mount. bind: `source` is a host path. tmpfs: `options` as size=64m. file: one file of this `text` that is nowhere
     but in the container's own memory, with the `options` mode, uid, gid. layers: what `source` is in these layer directories,
     lowest first; with `upper` and `work` it can be written to."""
@@ -48,22 +46,25 @@ class Mount:
     source: str = ""
     read_only: bool = False
     options: tuple[str, ...] = ()
-    text: str = field(default="", repr=False)
+    text: str = ""
     lowers: tuple[str, ...] = ()
     upper: str = ""
     work: str = ""
 
+    def __repr__(self) -> str:
+        """Without `text`, which may be a secret."""
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name != "text")
+        return f"Mount({shown})"
 
-@dataclass(frozen=True)
-class Device:
+
+class Device(msgspec.Struct, frozen=True):
     """A device of the host at `source`, to be seen inside at `target`."""
 
     source: str
     target: str
 
 
-@dataclass(frozen=True)
-class Pack:
+class Pack(msgspec.Struct, frozen=True):
     """What our own packer writes as a tar: `path` of the container, links resolved inside it, the last one only with `follow`.
     `shallow`: no more than its first entry, without content. `whole`: the root file system without mounts, without `skip`."""
 
@@ -74,8 +75,7 @@ class Pack:
     skip: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(msgspec.Struct, frozen=True):
     """The program: `argv` is looked up along the environment's PATH inside the container; `user` is docker's
     `name|uid[:group|gid]`, resolved against the container's own /etc/passwd and /etc/group. With `unpack` there is
     no program: our own unpacker reads a tar from stdin into that directory; with `pack` our packer writes one to stdout."""
@@ -89,8 +89,7 @@ class Process:
     pack: Pack | None = None
 
 
-@dataclass(frozen=True)
-class Rootfs:
+class Rootfs(msgspec.Struct, frozen=True):
     """The directories of an overlay, lowest layer first. `upper` receives what the container writes, and keeps the
     image's own uids; `work` is overlayfs's private directory on the same file system. All below one engine root."""
 
@@ -100,8 +99,7 @@ class Rootfs:
     volatile: bool = True
 
 
-@dataclass(frozen=True)
-class Port:
+class Port(msgspec.Struct, frozen=True):
     """A port of the container published at `address` of the host, as `host` (0: a free one)."""
 
     container: int
@@ -110,8 +108,7 @@ class Port:
     protocol: Literal["tcp", "udp"] = "tcp"
 
 
-@dataclass(frozen=True)
-class Health:
+class Health(msgspec.Struct, frozen=True):
     """How a container is asked whether it is well: `argv` is run inside every `interval` seconds (`start_interval` until
     `start_period` is over, while failures do not count); `retries` failures in a row, or longer than `timeout`, and it is not."""
 
@@ -123,8 +120,7 @@ class Health:
     retries: int = 3
 
 
-@dataclass(frozen=True)
-class ContainerSpec:
+class ContainerSpec(msgspec.Struct, frozen=True):
     """Everything the runtime needs to know of one container."""
 
     id: str
@@ -166,8 +162,7 @@ class ContainerSpec:
     health: Health | None = None
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What a container used: seconds, bytes, processes. None means this host does not tell."""
 
     wall: float = 0.0
@@ -184,8 +179,7 @@ class Usage:
     io_stall: float | None = None
 
 
-@dataclass(frozen=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """How a container ended. `exit_code` is docker's (125 set-up, 126 cannot execute, 127 not found, 128+n signal n)."""
 
     exit_code: int
@@ -195,7 +189,7 @@ class Completed:
     signal: int | None = None
     stdout: bytes = b""
     stderr: bytes = b""
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = msgspec.field(default_factory=Usage)
 
     @property
     def ok(self) -> bool:

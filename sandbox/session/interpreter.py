@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from socket import socket
 from typing import Any, Literal, Protocol
 from uuid import uuid4
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.errors import InvalidInput
 from sandbox.runtime.container import Running, Stream
@@ -28,21 +30,19 @@ MOST_DISPLAYS = 1000
 Status = Literal["ok", "error", "exit", "object", "timeout", "died"]
 
 
-@dataclass(frozen=True)
-class CellCode:
+class CellCode(msgspec.Struct, frozen=True):
     """What a cell asks for. `first_line`: the number its first line has in the notebook's cell. `inputs`: variables to set
     before it; `outputs`: variables to fetch after it. `pickle`/`trust`: let pickles in / out."""
 
     code: str
     first_line: int = 1
-    inputs: Mapping[str, object] = field(default_factory=dict)
+    inputs: Mapping[str, object] = msgspec.field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     pickle: bool = False
     trust: bool = False
 
 
-@dataclass(frozen=True)
-class CellOutcome:
+class CellOutcome(msgspec.Struct, frozen=True):
     """How a cell ended: `error` of a Python error is (class, text), `traceback` its lines. `timeout`: interrupted after the cell's
     own time-out. `died`: the interpreter ended with it; `completed` says how the container did, when it did. `values`: the
     outputs asked for. `dropped`: displays beyond the most that are shown."""
@@ -52,7 +52,7 @@ class CellOutcome:
     error: tuple[str, str] = ("", "")
     traceback: tuple[str, ...] = ()
     seconds: float = 0.0
-    values: Mapping[str, object] = field(default_factory=dict)
+    values: Mapping[str, object] = msgspec.field(default_factory=dict)
     completed: Completed | None = None
     dropped: int = 0
 

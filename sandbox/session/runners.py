@@ -6,9 +6,10 @@ To add a language: write its runner in `inside/`, add a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # messages are JSON
+
+import msgspec
 
 from sandbox.errors import InvalidInput
 from sandbox.runtime.spec import Mount
@@ -62,8 +63,7 @@ def _escaped(text: str) -> str:
     return f"{first[:-1]}\\0{ord(first[-1]):03o}" if first[-1:] in (" ", "\t") else first
 
 
-@dataclass(frozen=True)
-class Runner:
+class Runner(msgspec.Struct, frozen=True):
     """One language. `programs`: file names of interpreters it suits; `file`: the runner in DIRECTORY (empty: the directory itself);
     `words`: what follows it (`{program}`: the interpreter's name). `signalled`: interrupted by SIGINT to its process group, as from a
     terminal; otherwise by a frame. `objects`: takes --in and --out-var. `state`: what stays from cell to cell, as said to people."""

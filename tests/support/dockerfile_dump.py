@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from sandbox.build.dockerfile import Dockerfile, parse
 from sandbox.errors import DockerfileError
@@ -30,19 +32,19 @@ def _dump(parsed: Dockerfile) -> str:
 
 def _fields(value: Any, indent: str) -> list[str]:
     lines = []
-    for field in fields(value):
-        item = getattr(value, field.name)
-        if field.name == "span" or item in (None, (), 0) or item == field.default:
+    defaults = dict(zip(reversed(value.__struct_fields__), reversed(value.__struct_defaults__), strict=False))
+    for name, item in asdict(value).items():
+        if name == "span" or item in (None, (), 0) or (name in defaults and item == defaults[name]):
             continue
-        if is_dataclass(item):
-            lines += [f"{indent}{field.name}: {type(item).__name__}", *_fields(item, indent + "  ")]
-        elif isinstance(item, tuple) and is_dataclass(item[0]):
+        if isinstance(item, Struct):
+            lines += [f"{indent}{name}: {type(item).__name__}", *_fields(item, indent + "  ")]
+        elif isinstance(item, tuple) and isinstance(item[0], Struct):
             for one in item:
-                lines += [f"{indent}{field.name}: {type(one).__name__}", *_fields(one, indent + "  ")]
+                lines += [f"{indent}{name}: {type(one).__name__}", *_fields(one, indent + "  ")]
         elif isinstance(item, tuple):
-            lines += [f"{indent}{field.name}:", *(f"{indent}  {_show(one)}" for one in item)]
+            lines += [f"{indent}{name}:", *(f"{indent}  {_show(one)}" for one in item)]
         else:
-            lines.append(f"{indent}{field.name}: {_show(item)}")
+            lines.append(f"{indent}{name}: {_show(item)}")
     return lines
 
 

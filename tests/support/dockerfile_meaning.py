@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
+
+import msgspec
 
 from sandbox.build.dockerfile import Dockerfile, parse
 from sandbox.build.printing import to_text
@@ -12,10 +13,10 @@ from sandbox.errors import DockerfileError
 _TEXTS = ("span", "text", "trigger_text")
 
 
-def meaning(value: Any) -> Any:  # Any: dataclasses, tuples and what is in them
+def meaning(value: Any) -> Any:  # Any: structures, tuples and what is in them
     """A parsed value without where it stood and how it was written."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: meaning(getattr(value, field.name)) for field in dataclasses.fields(value) if field.name not in _TEXTS}
+    if isinstance(value, msgspec.Struct):
+        fields = {name: meaning(getattr(value, name)) for name in value.__struct_fields__ if name not in _TEXTS}
         return type(value).__name__, fields
     return tuple(map(meaning, value)) if isinstance(value, tuple) else value
 

@@ -60,7 +60,7 @@ class Bench:
         self.upper.mkdir()
         self.writer = LayerWriter((str(self.lower),), self.upper, NOW)
 
-    def unpack(self, data: bytes, target: str = "/x", manner: Manner = Manner()) -> bool:  # noqa: B008 (frozen)
+    def unpack(self, data: bytes, target: str = "/x", manner: Manner = Manner()) -> bool:
         done = unpack(io.BytesIO(data), self.writer, target, manner)
         self.writer.finish()
         return done

@@ -58,7 +58,7 @@ class Bench:
         self.warnings: list[str] = []
         self.writer = LayerWriter((str(self.lower),), self.upper, NOW, self.warnings.append)
 
-    def copy(self, pattern: str, destination: str, manner: Manner = Manner()) -> Layout:  # noqa: B008 (frozen)
+    def copy(self, pattern: str, destination: str, manner: Manner = Manner()) -> Layout:
         with Context(self.context) as context:
             for match in find(context, pattern):
                 self.writer.copy(context, match, destination, into=destination.endswith("/"), manner=manner)

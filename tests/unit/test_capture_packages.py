@@ -7,10 +7,10 @@ import hashlib
 import json
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from sandbox.errors import ImageError, InvalidInput
 from sandbox.image.capture_packages import Environment, edit_script, plan_bundled_pip, plan_pip_scripts, update_records

@@ -146,7 +146,7 @@ def test_modules_without_compiled_file_are_compiled_under_their_image_name(tmp_p
 
 
 def test_an_interpreter_that_cannot_compile_is_said(tmp_path: Path) -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     (tmp_path / "m.py").write_text("")
     broken = replace(examine(sys.executable), executable="/bin/false")

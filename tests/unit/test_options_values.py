@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 
 import pytest
@@ -72,11 +71,10 @@ def test_cpus_are_above_zero(text: str) -> None:
 
 @pytest.mark.parametrize(("rows", "made"), [(options.RUN, options.RunOptions()), (options.BUILD, options.BuildOptions())])
 def test_every_row_fills_a_field_and_no_flag_is_twice(rows: tuple[options.Option, ...], made: object) -> None:
-    fields = {field.name: field for field in dataclasses.fields(made)}  # type: ignore[arg-type]
     names = [name for row in rows for name in row.names]
     assert len(names) == len(set(names))
     for row in rows:
-        default = getattr(made, fields[row.field].name)
+        default = getattr(made, row.field)
         assert isinstance(default, tuple) == row.repeat, row.field
         assert (default is False) == row.is_switch, row.field
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import msgspec
+
 from sandbox.errors import RegistryError
+from sandbox.guarded import Guarded
 from sandbox.image.reference import Reference
 from sandbox.image.registry.credentials import Credential, CredentialFiles
 from sandbox.image.registry.hosts import Endpoint, RegistriesConf, registry_endpoint
@@ -17,14 +19,15 @@ from sandbox.image.registry.tokens import Authorizer
 from sandbox.image.registry.wire import Patience, Wire
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(Guarded, frozen=True):
     """What a command says of how registries are reached. `tls_verify` None: as configured; `credential` instead of any file's."""
+
+    hidden = ("credential",)
 
     tls_verify: bool | None = None
     authfile: Path | None = None
-    credential: Credential | None = field(default=None, repr=False)
-    patience: Patience = field(default_factory=Patience)
+    credential: Credential | None = None
+    patience: Patience = msgspec.field(default_factory=Patience)
 
     @property
     def insecure(self) -> bool | None:

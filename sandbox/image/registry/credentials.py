@@ -13,13 +13,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal  # Any: other programs' JSON, kept as it is
 
 import msgspec
 
 from sandbox.errors import RegistryError
+from sandbox.guarded import Guarded
 from sandbox.image.reference import DEFAULT_REGISTRY
 
 _HUB = "https://index.docker.io/v1/"
@@ -27,12 +27,13 @@ _TOKEN_USER = "<token>"
 _HELPER_SECONDS = 60
 
 
-@dataclass(frozen=True)
-class Credential:
+class Credential(Guarded, frozen=True):
     """Who we are at a registry. `is_token`: the secret is an identity token and there is no password."""
 
+    hidden = ("secret",)
+
     user: str
-    secret: str = field(repr=False)
+    secret: str
     is_token: bool = False
 
 
@@ -44,8 +45,7 @@ class _HelperReply(msgspec.Struct, rename={"user": "Username", "secret": "Secret
 _REPLY = msgspec.json.Decoder(_HelperReply)
 
 
-@dataclass(frozen=True)
-class CredentialFiles:
+class CredentialFiles(msgspec.Struct, frozen=True):
     """The files that hold credentials. `only`: the one file of --authfile, instead of all others."""
 
     environ: Mapping[str, str]

@@ -11,8 +11,9 @@ import io
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import IO
+
+import msgspec
 
 from sandbox.errors import DigestMismatch, RegistryError
 from sandbox.image.blobs import Hasher, Partial, check
@@ -100,15 +101,14 @@ class GrowingReader(io.RawIOBase):
         return len(data)
 
 
-@dataclass
-class Fetcher:
+class Fetcher(msgspec.Struct):
     """Fetches blobs of one image; `sources` are tried one after the other, mirrors first."""
 
     store: Store
     access: Access
     sources: Sequence[Repository]
     tell: Teller
-    _flights: dict[str, Growing] = field(default_factory=dict)
+    _flights: dict[str, Growing] = msgspec.field(default_factory=dict)
 
     def growing(self, descriptor: Descriptor) -> Growing:
         """The blob's bytes, whether or not `fetch` has begun."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -49,8 +48,7 @@ class _File(msgspec.Struct):
 msgspec.convert({"registry": [{"mirror": [{}]}]}, _File)  # a first use in one thread: see sandbox.oci
 
 
-@dataclass(frozen=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """A repository on a server. `host`: where requests go; `registry`: what it is called, by which credentials are found.
     `insecure`: certificates are not verified and plain HTTP is spoken when TLS is not; loopback may do the latter anyway."""
 
@@ -65,8 +63,7 @@ class Endpoint:
         return self.insecure or is_local(_without_port(self.host))
 
 
-@dataclass(frozen=True)
-class RegistriesConf:
+class RegistriesConf(msgspec.Struct, frozen=True):
     """The `[[registry]]` tables in force."""
 
     tables: tuple[_Table, ...] = ()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 Phase = Literal["waiting", "present", "downloading", "extracting", "packing", "uploading", "mounted", "done"]
 
 
-@dataclass(frozen=True)
-class TransferStarted:
+class TransferStarted(msgspec.Struct, frozen=True):
     """What goes where is known. `blobs`: (digest, bytes) of every layer, in order; bytes are 0 when not known yet."""
 
     verb: Literal["pull", "push"]
@@ -19,8 +19,7 @@ class TransferStarted:
     blobs: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True)
-class BlobProgress:
+class BlobProgress(msgspec.Struct, frozen=True):
     """One layer: `done` of `total` bytes in this phase."""
 
     digest: str
@@ -29,15 +28,13 @@ class BlobProgress:
     total: int
 
 
-@dataclass(frozen=True)
-class TransferWarning:
+class TransferWarning(msgspec.Struct, frozen=True):
     """Something its user should know; the transfer goes on."""
 
     message: str
 
 
-@dataclass(frozen=True)
-class TransferDone:
+class TransferDone(msgspec.Struct, frozen=True):
     """It is complete. `moved`: bytes that went over the wire; `limit`: (limit, remaining) as the registry's rate-limit headers say."""
 
     digest: str

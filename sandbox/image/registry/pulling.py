@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
 from typing import Literal, NoReturn, TypeVar
+
+import msgspec
+from msgspec.structs import replace
 
 from sandbox.errors import ImageNotFound, InvalidImage, NotInRegistry, RegistryError
 from sandbox.image.compression import compression_of
@@ -48,8 +50,7 @@ _DEPTH = 3
 _FOREIGN = ("foreign", "nondistributable")
 
 
-@dataclass(frozen=True)
-class Pulled:
+class Pulled(msgspec.Struct, frozen=True):
     """What a pull brought: `digest` is what the registry calls it (of the index, when there is one); `is_new`: whether the name meant
     another image, or none, before."""
 
@@ -59,8 +60,7 @@ class Pulled:
     is_new: bool
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     """A manifest in a registry: under `top` (the name's own document) the one for the platform."""
 
     top: RawManifest
@@ -172,8 +172,7 @@ def _check_platform(config: ImageConfig, wanted: Platform | None, reference: Ref
     tell(TransferWarning(f"{reference.familiar} is for {platform_text(offered)}; this machine is {platform_text(this_platform())}"))
 
 
-@dataclass
-class _Layers:
+class _Layers(msgspec.Struct):
     """Brings the layers of one image."""
 
     store: Store

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import IO
+
+import msgspec
 
 from sandbox.errors import RegistryError
 from sandbox.image.packing import Packing, pack_layer, with_layers
@@ -28,8 +29,7 @@ _WHOLE = 4 << 20
 """Blobs up to this size are sent in one request, larger ones so that they can be taken up again."""
 
 
-@dataclass(frozen=True)
-class Pushed:
+class Pushed(msgspec.Struct, frozen=True):
     """What a push left in the registry, under `reference`."""
 
     reference: Reference
@@ -53,15 +53,14 @@ def push(
     return Pushed(reference, manifest.digest, len(manifest.raw))
 
 
-@dataclass
-class Sender:
+class Sender(msgspec.Struct):
     """Sends blobs of images to one repository."""
 
     store: Store
     access: Access
     repository: Repository
     tell: Teller
-    _sent: set[str] = field(default_factory=set)
+    _sent: set[str] = msgspec.field(default_factory=set)
 
     def send(self, image: Image, packing: Packing, reference: Reference) -> RawManifest:
         """Layers and config; the manifest that then may be stored, itself not sent."""
@@ -120,8 +119,7 @@ class Sender:
                         yield repository
 
 
-@dataclass
-class Upload:
+class Upload(msgspec.Struct):
     """One blob on its way. A cut connection is taken up where the registry says it was."""
 
     sender: Sender

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import msgspec
+from msgspec.structs import replace
 
 from sandbox.errors import DigestMismatch, InvalidImage, NotInRegistry, RegistryError
 from sandbox.image.registry.hosts import Endpoint
@@ -58,8 +58,7 @@ _SHAPE, _PROBLEMS = msgspec.json.Decoder(_Shape), msgspec.json.Decoder(_Problems
 _TAGS, _CATALOG = msgspec.json.Decoder(_Tags), msgspec.json.Decoder(_Catalog)
 
 
-@dataclass(frozen=True)
-class RawManifest:
+class RawManifest(msgspec.Struct, frozen=True):
     """A manifest or index as a registry gave it: its bytes are what its digest is over."""
 
     media_type: str
@@ -72,8 +71,7 @@ class RawManifest:
         return self.media_type in INDEXES
 
 
-@dataclass
-class Connection:
+class Connection(msgspec.Struct):
     """A server of the distribution API, its scheme found out at the first request, and who we are to it. `limit`: the last
     rate-limit headers it sent, as (limit, remaining)."""
 
@@ -149,8 +147,7 @@ class Connection:
             self.limit = (limit, left)
 
 
-@dataclass(frozen=True)
-class Repository:
+class Repository(msgspec.Struct, frozen=True):
     """A repository; `actions` is what tokens are asked for: pull, or pull,push."""
 
     connection: Connection

@@ -12,11 +12,11 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
 from sandbox.errors import RegistryError, Unauthorized
+from sandbox.guarded import Guarded
 from sandbox.image.registry.credentials import Credential
 from sandbox.image.registry.wire import Answer, Request, Wire, shown
 
@@ -26,8 +26,7 @@ _MARGIN = 10.0
 _LARGEST = 1 << 20
 
 
-@dataclass(frozen=True)
-class Challenge:
+class Challenge(msgspec.Struct, frozen=True):
     """One way to authenticate that a server offers: its scheme in lower case, its parameters by name in lower case."""
 
     scheme: str
@@ -86,14 +85,14 @@ class _TokenReply(msgspec.Struct):
 _REPLY = msgspec.json.Decoder(_TokenReply)
 
 
-@dataclass(frozen=True)
-class _Token:
-    text: str = field(repr=False)
+class _Token(Guarded, frozen=True):
+    hidden = ("text",)
+
+    text: str
     expires: float = 0.0
 
 
-@dataclass
-class Authorizer:
+class Authorizer(msgspec.Struct):
     """Proves who we are to one registry. `credential`: asked at most once. Thread-safe: threads that need the same token share one
     request."""
 
@@ -102,11 +101,15 @@ class Authorizer:
     verify: bool
     credential: Callable[[], Credential | None]
     clock: Callable[[], float] = time.monotonic
-    _tokens: dict[tuple[str, ...], _Token] = field(default_factory=dict, repr=False)
-    _basic: str | None = field(default=None, repr=False)
+    _tokens: dict[tuple[str, ...], _Token] = msgspec.field(default_factory=dict)
+    _basic: str | None = None
     _bearer: Challenge | None = None
-    _known: list[Credential | None] = field(default_factory=list, repr=False)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _known: list[Credential | None] = msgspec.field(default_factory=list)
+    _lock: threading.RLock = msgspec.field(default_factory=threading.RLock)
+
+    def __repr__(self) -> str:
+        """Without what it knows, which is secret."""
+        return f"Authorizer({self.url!r})"
 
     def header(self, scopes: tuple[str, ...]) -> str | None:
         """What Authorization must hold for these scopes, as far as the registry has said it wants one. Unauthorized."""

@@ -11,12 +11,15 @@ import ssl
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import msgspec
+from msgspec.structs import replace
+
 from sandbox.errors import RateLimited, RegistryError
+from sandbox.guarded import Guarded
 from sandbox.image.proxies import proxy_for
 
 if TYPE_CHECKING:
@@ -35,8 +38,7 @@ _CERTIFICATES = ("/etc/containers/certs.d", "/etc/docker/certs.d")
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
-@dataclass(frozen=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True):
     """Seconds until a connection or the next bytes are given up; how often something is tried, and the first pause between."""
 
     connect: float = 20.0
@@ -45,15 +47,16 @@ class Patience:
     pause: float = 0.25
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Guarded, frozen=True):
     """One request. `retried` False: whoever asks decides himself what a broken connection means (an upload). Its body and its
     Authorization are not part of its representation."""
 
+    hidden = ("headers", "body")
+
     method: str
     url: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: Body | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    body: Body | None = None
     retried: bool = True
 
     def with_headers(self, **headers: str) -> Request:

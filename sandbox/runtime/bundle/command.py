@@ -12,10 +12,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from sandbox.errors import InvalidBundle, InvalidOption, SandboxError, Unsupported
 from sandbox.runtime.init.hooks import HookFailed
@@ -25,8 +26,7 @@ SPEC_VERSION = "1.2.0"
 Arguments = argparse.Namespace
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(msgspec.Struct, frozen=True):
     """One argument of a command, as argparse takes it."""
 
     names: tuple[str, ...]
@@ -48,8 +48,7 @@ class Argument:
         parser.add_argument(*self.names, **given)
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(msgspec.Struct, frozen=True):
     """A command: what it does, its arguments, the function."""
 
     help: str

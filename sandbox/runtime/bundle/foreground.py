@@ -13,9 +13,10 @@ import termios
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from sandbox.errors import InvalidOption
 from sandbox.runtime.bundle.config import Process, read_config

@@ -8,10 +8,11 @@ import signal
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from sandbox.errors import ContainerError, InvalidBundle, SetupFailed, WrongState
 from sandbox.runtime.bundle import resources

@@ -6,9 +6,10 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+import msgspec
 
 from sandbox.errors import InvalidBundle, SetupFailed
 from sandbox.runtime.bundle.config import Process
@@ -17,8 +18,7 @@ from sandbox.runtime.bundle.states import SOCKET
 from sandbox.runtime.init import bundle, cgroup, link
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(msgspec.Struct, frozen=True):
     """How the caller wants a process made: where its pid is written, who gets its terminal, how many descriptors from 3 on it keeps."""
 
     pid_file: Path | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from sandbox.errors import InvalidBundle
 from sandbox.runtime.bundle.config import Mount
@@ -36,18 +37,17 @@ PROPAGATION = {
 _REFUSED = {"remount": "a new mount cannot be remounted", "idmap": "needs uidMappings", "ridmap": "needs uidMappings"}
 
 
-@dataclass
-class _Read:
+class _Read(msgspec.Struct):
     """A mount's options, sorted."""
 
     attr_set: int = 0
     attr_clear: int = 0
     tree_set: int = 0
     tree_clear: int = 0
-    propagation: list[int] = field(default_factory=list)
+    propagation: list[int] = msgspec.field(default_factory=list)
     bind: str = ""
     copy_up: bool = False
-    data: list[tuple[str, str | None]] = field(default_factory=list)
+    data: list[tuple[str, str | None]] = msgspec.field(default_factory=list)
 
 
 def mount_step(mount: Mount, bundle: Path, cgroups: dict[str, str]) -> Step:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal  # resources are JSON, read by the rows
+
+import msgspec
 
 from sandbox.errors import InvalidBundle, Unsupported
 
@@ -21,15 +22,14 @@ _DEFAULT_DEVICES = (
 """What every container may use besides what the bundle says: runc's list (mknod of anything, the standard devices, terminals)."""
 
 
-@dataclass(frozen=True)
-class Groups:
+class Groups(msgspec.Struct, frozen=True):
     """A container's cgroups: `places` is controller (v2: "") → directory, `writes` are (file, text) in order."""
 
     places: Mapping[str, str]
     version: Version
     writes: tuple[tuple[str, str], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()
-    shown: Mapping[str, str] = field(default_factory=dict)
+    shown: Mapping[str, str] = msgspec.field(default_factory=dict)
     """What the container sees below /sys/fs/cgroup: name → its group there."""
 
     @property
@@ -44,8 +44,7 @@ class Groups:
         return tuple(f"{directory}/{name}" for directory in self.directories)
 
 
-@dataclass(frozen=True)
-class Hierarchy:
+class Hierarchy(msgspec.Struct, frozen=True):
     """A mounted cgroup tree: its directory, the controllers (v2: none are listed here), our own group in it."""
 
     target: str
@@ -70,8 +69,7 @@ def _throttles(key: str) -> Callable[[Any], str]:
     return lambda devices: "\n".join(f"{d['major']}:{d['minor']} {key}{'=' if key else ''}{d['rate']}" for d in devices)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """One field: where it stands in `resources`, and for each version the controller, its file and the value's text."""
 
     path: tuple[str, str]

@@ -10,9 +10,10 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from sandbox.errors import ContainerError, ContainerNotFound, InvalidInput
 from sandbox.runtime.bundle.config import Config, decode_config
@@ -33,8 +34,7 @@ def process_start(pid: int) -> int | None:
     return None if parts[0] in ("Z", "X") else int(parts[19])
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """What is known of a container. `groups` and `places` are its cgroups, `annotations` the bundle's."""
 
     id: str
@@ -46,8 +46,8 @@ class Record:
     owner: str = ""
     version: int = 1
     groups: tuple[str, ...] = ()
-    places: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, str] = msgspec.field(default_factory=dict)
+    annotations: Mapping[str, str] = msgspec.field(default_factory=dict)
     oci_version: str = "1.0.2"
 
 
@@ -79,7 +79,7 @@ class States:
 
     def write(self, record: Record) -> None:
         """Remember a container."""
-        files.write_json(str(self.directory(record.id) / "state.json"), asdict(record))
+        files.write_json(str(self.directory(record.id) / "state.json"), msgspec.to_builtins(record))
 
     def read(self, container_id: str) -> Record:
         """The container of exactly this id; ContainerNotFound."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+
+import msgspec
 
 from sandbox.errors import SetupFailed, Unsupported
 from sandbox.runtime.cgroups.layout import Plan, unsupported
@@ -14,8 +15,7 @@ from sandbox.runtime.init import cgroup
 from sandbox.runtime.spec import Limits
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """What a group has used so far: seconds, bytes, processes, events. None: this host does not tell.
 
     `throttled`: seconds it had to wait because of the CPU limit; `…_stall`: seconds in which something in it waited for CPU, memory
@@ -37,8 +37,7 @@ class Reading:
     io_stall: float | None = None
 
 
-@dataclass(frozen=True)
-class Cgroup:
+class Cgroup(msgspec.Struct, frozen=True):
     """The groups of one container that exist, whoever made them. After a restart: `Cgroup(Plan.from_plain(saved))`."""
 
     plan: Plan
@@ -92,7 +91,7 @@ def create(plan: Plan) -> Cgroup:
 
 def reading(values: Mapping[str, float | None]) -> Reading:
     """The typed form of what init's `cgroup.read` returns (it may have travelled as JSON)."""
-    return Reading(**{f.name: _typed(values.get(f.name), f.name) for f in fields(Reading)})  # type: ignore[arg-type]  # by name
+    return Reading(**{name: _typed(values.get(name), name) for name in Reading.__struct_fields__})  # type: ignore[arg-type]  # by name
 
 
 _SECONDS = frozenset({"cpu", "throttled", "cpu_stall", "memory_stall", "io_stall"})

@@ -6,15 +6,15 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.runtime.cgroups.layout import BASE, ENGINE, Hierarchy, Layout
 from sandbox.runtime.cgroups.limits import CONTROLLERS, Version
 
 
-@dataclass(frozen=True)
-class _Mount:
+class _Mount(msgspec.Struct, frozen=True):
     version: Version
     root: str
     """The directory of the tree that is mounted here (a container often sees only its own)."""

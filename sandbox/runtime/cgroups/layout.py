@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from sandbox.errors import Unsupported
 from sandbox.runtime.cgroups.limits import (
@@ -38,8 +39,7 @@ ENGINE = "jupyter-sandbox.engine"
 """The v2 leaf for the processes that were in our own group."""
 
 
-@dataclass(frozen=True)
-class Hierarchy:
+class Hierarchy(msgspec.Struct, frozen=True):
     """One mounted cgroup tree. `own`: the directory of our own group in it; groups of ours go below `base`.
 
     `swap`: whether memory and swap can be limited together (v1; v2 tells only once a group is there).
@@ -58,8 +58,7 @@ class Hierarchy:
     evacuate: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What to do for one container's groups, in order, as plain data: `plain()` of it travels to the spawner as JSON.
 
     Make `directories`; empty `moves[0]` into `moves[1]`; copy `copies`; write `writes` (those in `optional` may be missing).
@@ -84,7 +83,7 @@ class Plan:
 
     def plain(self) -> dict[str, object]:
         """The fields as JSON takes them; `Plan.from_plain` reads them back."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: getattr(self, name) for name in self.__struct_fields__}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, object]) -> Plan:
@@ -92,8 +91,7 @@ class Plan:
         return cls(**{name: _frozen(value) for name, value in plain.items()})  # type: ignore[arg-type]  # as plain() gave them
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """What this host mounts, as seen from our own group."""
 
     hierarchies: tuple[Hierarchy, ...]

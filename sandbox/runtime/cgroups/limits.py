@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from sandbox.errors import InvalidOption
 from sandbox.runtime.spec import Limits
@@ -26,8 +27,7 @@ _PERIOD = 100_000
 _IO_KINDS = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}
 
 
-@dataclass(frozen=True)
-class Control:
+class Control(msgspec.Struct, frozen=True):
     """One limit in one cgroup version: the file and what to write there, one write each (empty: nothing asked).
     `limit`: the field of Limits."""
 

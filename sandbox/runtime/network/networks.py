@@ -15,11 +15,11 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any  # an attachment is JSON
 
 import msgspec
+from msgspec.structs import asdict
 
 from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound, WrongState
 from sandbox.runtime.init import journal

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from sandbox.errors import InvalidOption, Unsupported
 
@@ -43,8 +44,7 @@ Instruction = tuple[int, int, int, int]
 """code, jump if true, jump if false, operand: struct sock_filter."""
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(msgspec.Struct, frozen=True):
     """One comparison of an argument (64 bits, unsigned); `value_two` is what MASKED_EQ compares with after `& value`."""
 
     index: int
@@ -53,8 +53,7 @@ class Condition:
     value_two: int = 0
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """What happens to these system calls when all conditions hold."""
 
     names: tuple[str, ...]
@@ -62,8 +61,7 @@ class Rule:
     conditions: tuple[Condition, ...] = ()
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """Everything a filter says. A call's first rule without condition decides, else its first whose conditions hold, else `default`."""
 
     default: int
