@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -161,10 +160,15 @@ class Engine:
         self, image: Image, outputs: Sequence[Output], *, tags: Sequence[str] = (), stdout: IO[bytes] | None = None
     ) -> dict[str, object]:
         """Write a built image where `outputs` say (`build.outputs.parse_output`); what buildx's --metadata-file holds of it."""
-        from sandbox.build.outputs import check_outputs, export  # as in build
+        from sandbox.build.outputs import check_outputs, metadata_of  # as in build
+
+        names = [Reference.parse(tag) for tag in tags]
+        if not outputs:
+            return metadata_of(image, names)
+        from sandbox.build.exporting import export
 
         check_outputs(outputs)
-        return export(self._store, image, outputs, [Reference.parse(tag) for tag in tags], stdout)
+        return export(self._store, image, outputs, names, stdout)
 
     def check(
         self, context: str | Path | None = ".", *, dockerfile: str | Path | None = None, build_args: Mapping[str, str] | None = None
@@ -408,6 +412,8 @@ class Engine:
         from sandbox.session.runners import PYTHON, runner_mount
 
         runner = runner or PYTHON
+
+        import socket
 
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:

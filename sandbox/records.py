@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal  # Any: state.json is the supervisor's JSON
@@ -96,7 +95,7 @@ class Records:
 
     def new_id(self) -> str:
         """64 random hex digits."""
-        return secrets.token_hex(32)
+        return os.urandom(32).hex()
 
     def claim_name(self, container_id: str, name: str | None) -> str:
         """Reserve `name` (or a made-up one) for the container; ContainerError when another has it, InvalidOption."""
@@ -236,6 +235,8 @@ def _is_frozen(facts: dict[str, Any]) -> bool:
 
 def _made_up_names() -> Iterator[str]:
     """docker's kind of names; a number is added once the plain ones keep being taken."""
+    import secrets  # with base64, hmac and random
+
     for attempt in range(100):
         name = f"{secrets.choice(_ADJECTIVES)}_{secrets.choice(_SURNAMES)}"
         yield name if attempt < 10 else f"{name}{secrets.randbelow(10**6)}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -61,7 +60,7 @@ class Volumes:
 
     def create(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Volume:
         """A new, empty volume (without a name it gets one); one that is there stays as it is, as with docker."""
-        volume = Volume(name=name or secrets.token_hex(32), created=time.time(), labels=dict(labels or {}), anonymous=name is None)
+        volume = Volume(name=name or os.urandom(32).hex(), created=time.time(), labels=dict(labels or {}), anonymous=name is None)
         with self._locked():
             if not self.data(volume.name).is_dir():
                 self._make(volume)
@@ -69,7 +68,7 @@ class Volumes:
 
     def take(self, name: str | None, fill: Callable[[Path], None] | None) -> Path:
         """The directory of a container's volume, made when it is not there; `fill` puts the image's files into an empty one."""
-        volume = Volume(name=name or secrets.token_hex(32), created=time.time(), anonymous=name is None)
+        volume = Volume(name=name or os.urandom(32).hex(), created=time.time(), anonymous=name is None)
         data = self.data(volume.name)
         with self._locked():
             if not data.is_dir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -38,7 +38,6 @@ from sandbox.build.request import EPOCH, BuildRequest, check_text
 from sandbox.build.rules import Finding
 from sandbox.build.site import Origin, Runs, Site
 from sandbox.build.source import Span
-from sandbox.build.sshagent import open_agents
 from sandbox.build.stages import Stage, Step, host, plan_stages
 from sandbox.build.state import BuildState, empty_state, state_of
 from sandbox.build.stepcache import StepCache
@@ -72,7 +71,7 @@ class Builder:
     """Builds images into a store, with RUN steps in `runtime`. `on_event` is called in the thread that calls `build`."""
 
     def __init__(
-        self, store: Store, runtime: Runs, on_event: OnEvent = lambda _: None, *, new_id: Callable[[], str] = lambda: secrets.token_hex(32)
+        self, store: Store, runtime: Runs, on_event: OnEvent = lambda _: None, *, new_id: Callable[[], str] = lambda: os.urandom(32).hex()
     ) -> None:
         self._store = store
         self._runtime = runtime
@@ -92,7 +91,10 @@ class Builder:
             site = replace(site, context=open_context(request, opened))
             contexts = open_contexts(request.settings.contexts, self._store, opened)
             stages = plan_stages(dockerfile, request.target, site.global_args, self._store.find, contexts)
-            site = replace(site, agents=opened.enter_context(open_agents(request.settings.ssh)))
+            if request.settings.ssh:
+                from sandbox.build.sshagent import open_agents  # with socketserver and subprocess
+
+                site = replace(site, agents=opened.enter_context(open_agents(request.settings.ssh)))
             graph = Graph(stages, site.stop, self._on_event, request.settings.jobs or default_jobs())
             return _Build(request, dockerfile, tags, graph, replace(site, tell=graph.tell)).run()
 

@@ -18,7 +18,6 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from sandbox.errors import ImageNotFound, InvalidImage, InvalidOption
-from sandbox.image.apply import apply_tar, decompressed
 from sandbox.image.blobs import verified
 from sandbox.image.store import Image, Store
 from sandbox.oci import MANIFEST_TYPE, Descriptor, Digest, Manifest, decode, encode
@@ -133,6 +132,8 @@ class Imported(msgspec.Struct):
         except ImageNotFound:
             if record.layer is None:
                 return False
+            from sandbox.image.apply import apply_tar, decompressed  # with tarfile: only when a layer comes in
+
             with self.store.draft() as draft, opener(record.layer) as blob, decompressed(blob) as plain:
                 apply_tar(plain, draft.upper)
                 snapshot = self.store.commit(draft, parent)

@@ -6,7 +6,6 @@ copied attributes. Times do not.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import posixpath
@@ -20,7 +19,6 @@ from functools import cached_property
 import msgspec
 from msgspec.structs import replace
 
-from sandbox.build import archives
 from sandbox.build import instructions as ins
 from sandbox.build.accounts import resolve_owner
 from sandbox.build.context import Context, Match, Source, TreeSource, kind_of, walk
@@ -100,6 +98,8 @@ def _unpack(piece: Piece, writer: LayerWriter, target: str, manner: Manner) -> b
         return False
     with os.fdopen(piece.source.open(piece.match.entry), "rb") as stream:
         try:
+            from sandbox.build import archives  # with tarfile
+
             return archives.unpack(stream, writer, target, manner)
         except (BuildError, UnsafeLayer) as err:
             err.args = (f"{piece.match.name}: {err}",)
@@ -201,6 +201,8 @@ def _similar(source: Source, pattern: str) -> str | None:
     directory, _, name = pattern.strip("/").rpartition("/")
     entry = source.lookup("/" + directory, follow=True)
     names = [child.name for child in source.scandir(entry.path)] if entry is not None and entry.is_dir else []
+    import difflib
+
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {posixpath.join(directory, close[0])}?" if close else None
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import email.utils
 import hashlib
 import os
-import posixpath
-import re
 import secrets
 import urllib.parse
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sandbox.build.urls import CHECKSUM
 from sandbox.errors import BuildError, DigestMismatch
 from sandbox.guarded import Guarded
 from sandbox.image.proxies import proxy_for
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _LARGEST = 64 << 30
 _CONNECT, _READ = 20.0, 120.0
-_CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class _Known(msgspec.Struct, forbid_unknown_fields=False):
@@ -51,24 +49,6 @@ class Download(msgspec.Struct, frozen=True):
     path: Path
     digest: str
     mtime: int | None
-
-
-def is_url(source: str) -> bool:
-    """Whether ADD fetches it by HTTP (unless it is a git repository)."""
-    return source.startswith(("http://", "https://"))
-
-
-def name_of(url: str) -> str | None:
-    """The file name a URL's path ends in; None when it has none."""
-    name = posixpath.basename(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
-    return name if name not in ("", ".", "..") and "/" not in name and "\0" not in name else None
-
-
-def check_digest(text: str) -> str:
-    """`sha256:` and 64 hexadecimal digits, as --checksum has it for a URL; BuildError for anything else."""
-    if not _CHECKSUM.fullmatch(text):
-        raise BuildError(f"--checksum={text}: expected sha256: and 64 hexadecimal digits", hint="write --checksum=sha256:<digest>")
-    return text
 
 
 class Downloads(Guarded, frozen=True):
@@ -146,7 +126,7 @@ class Downloads(Guarded, frozen=True):
             known = _DECODER.decode(self._note(url).read_bytes())
         except (FileNotFoundError, msgspec.DecodeError):
             return None
-        return known if known.url == url and _CHECKSUM.fullmatch(known.digest) and self._content(known.digest).is_file() else None
+        return known if known.url == url and CHECKSUM.fullmatch(known.digest) and self._content(known.digest).is_file() else None
 
     def _kept(self, known: _Known) -> Download:
         return Download(self._content(known.digest), known.digest, known.mtime)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,8 @@ from sandbox.image.tree import Entry
 def open_context(request: BuildRequest, opened: ExitStack) -> Context | None:
     """The context a build is asked for, closed with `opened`; None when there is none. InvalidInput for a bad name of a file."""
     if request.settings.files:
+        import tempfile
+
         base = request.context or Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="sandbox-context-")))
         above = opened.enter_context(tempfile.TemporaryDirectory(prefix="sandbox-files-"))
         _write(Path(above), request.settings.files, int(request.time.timestamp()) * 10**9)

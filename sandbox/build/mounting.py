@@ -20,7 +20,6 @@ from sandbox.build.context import Match, Source, TreeSource
 from sandbox.build.copying import content_digest
 from sandbox.build.mounts import RunMount
 from sandbox.build.site import Origin, Site
-from sandbox.build.sshagent import forwarded
 from sandbox.build.state import BuildState
 from sandbox.build.transfer import LayerWriter
 from sandbox.errors import BuildError
@@ -191,6 +190,8 @@ class _Work(msgspec.Struct):
             return
         target = _SSH_PLACE.format(number=number) if mount.target is None else target_of(mount, self.state)
         place = self.directory / f"agent-{number}"
+        from sandbox.build.sshagent import forwarded  # with socketserver and subprocess
+
         self.opened.enter_context(forwarded(agent, place, mount.owner, mount.file_mode))
         self.made.mounts.append(Mount("bind", target, str(place)))
         self.made.env.setdefault("SSH_AUTH_SOCK", target)

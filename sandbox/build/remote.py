@@ -9,19 +9,22 @@ import urllib.parse
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
 from sandbox.build import instructions as ins
 from sandbox.build.context import Context, Match
-from sandbox.build.download import Download, Downloads, check_digest, is_url, name_of
 from sandbox.build.expand import PROXY_ARGS
 from sandbox.build.gitref import GitRef, check_checksum, parse_git_ref
-from sandbox.build.gitsource import Repositories
 from sandbox.build.selection import Piece
 from sandbox.build.site import Site
+from sandbox.build.urls import check_digest, is_url, name_of
 from sandbox.errors import BuildError
+
+if TYPE_CHECKING:
+    from sandbox.build.download import Download
 
 
 class Remote(msgspec.Struct, frozen=True):
@@ -99,6 +102,8 @@ def _http(url: str, i: ins.Add, site: Site) -> Remote:
     name = name_of(url)
     if name is None and i.destination.endswith("/"):
         raise site.error(f"ADD {url}: no file name in it", i, word=url, hint="end the destination with a file name")
+    from sandbox.build.download import Downloads  # with email, and urllib3 in the end
+
     downloads = Downloads(site.store.root / "sources" / "http", _environ(site), _http_authorization(url, site))
     checksum = check_digest(i.checksum) if i.checksum else None
     found = None if checksum else downloads.fetch(url)
@@ -136,6 +141,8 @@ def _settled(ref: GitRef, i: ins.Add) -> GitRef:
 
 
 def _git(ref: GitRef, site: Site) -> Remote:
+    from sandbox.build.gitsource import Repositories  # with subprocess
+
     repositories = Repositories(site.store.root / "sources" / "git", {**_environ(site), **_git_authorization(ref.remote, site)})
     commit = repositories.commit_of(ref)
     keep = bool(ref.keep_git_dir)

@@ -11,7 +11,6 @@ import msgspec
 
 from sandbox.build.cachesources import CacheSpec, parse_cache
 from sandbox.build.site import StepLimits
-from sandbox.build.sshagent import parse_ssh
 from sandbox.build.stages import host
 from sandbox.errors import InvalidOption, Unsupported
 from sandbox.guarded import Guarded
@@ -63,6 +62,20 @@ def settings_of(options: BuildOptions, environ: Mapping[str, str]) -> Settings:
         cache_to=tuple(parse_cache(text, "--cache-to") for text in options.cache_to),
         timestamp=options.timestamp,
     )
+
+
+def parse_ssh(texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """`default`, `ID`, `ID=SOCKET` or `ID=KEY,KEY…` as id → paths; without a path the environment's agent. InvalidOption."""
+    found: dict[str, tuple[str, ...]] = {}
+    for text in texts:
+        name, equals, paths = text.partition("=")
+        agent = environ.get("SSH_AUTH_SOCK")
+        if not name or (equals and not all(paths.split(","))):
+            raise InvalidOption(f"--ssh {text!r}: not of the form default, or id=socket-or-key[,key]")
+        if not equals and not agent:
+            raise InvalidOption(f"--ssh {name}: no agent runs (SSH_AUTH_SOCK is not set)", hint=f"start one, or write --ssh {name}=KEYFILE")
+        found[name] = tuple(paths.split(",")) if equals else (agent or "",)
+    return found
 
 
 def _refuse(options: BuildOptions) -> None:

@@ -14,7 +14,7 @@ import socketserver
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from stat import S_ISSOCK
@@ -22,20 +22,6 @@ from stat import S_ISSOCK
 from sandbox.errors import BuildError, InvalidOption
 
 _CHUNK = 65536
-
-
-def parse_ssh(texts: Sequence[str], environ: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """`default`, `ID`, `ID=SOCKET` or `ID=KEY,KEY…` as id → paths; without a path the environment's agent. InvalidOption."""
-    found: dict[str, tuple[str, ...]] = {}
-    for text in texts:
-        name, equals, paths = text.partition("=")
-        agent = environ.get("SSH_AUTH_SOCK")
-        if not name or (equals and not all(paths.split(","))):
-            raise InvalidOption(f"--ssh {text!r}: not of the form default, or id=socket-or-key[,key]")
-        if not equals and not agent:
-            raise InvalidOption(f"--ssh {name}: no agent runs (SSH_AUTH_SOCK is not set)", hint=f"start one, or write --ssh {name}=KEYFILE")
-        found[name] = tuple(paths.split(",")) if equals else (agent or "",)
-    return found
 
 
 @contextmanager

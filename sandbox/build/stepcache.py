@@ -11,7 +11,7 @@ cache gives the very config of the build that filled it, hence the same image id
 from __future__ import annotations
 
 import hashlib
-import secrets
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -52,7 +52,7 @@ class StepCache(msgspec.Struct):
     imported: Imported
     used: list[tuple[int, Record]] = msgspec.field(default_factory=list)
     _made: dict[str, Outcome] = msgspec.field(default_factory=dict)
-    _build: str = msgspec.field(default_factory=lambda: secrets.token_hex(4))
+    _build: str = msgspec.field(default_factory=lambda: os.urandom(4).hex())
 
     def outcome(self, state: BuildState, change: Change, *, redo: bool, stage: int, from_host: bool) -> Outcome:
         """Where the change leads from this state: as remembered, else by doing it, once however many want it at the same time.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +63,8 @@ def build(context: str, iidfile: str | None, **values: object) -> int:
             return show_failure(err, watch, dockerfile)
         metadata = opened.export_image(image, outputs, tags=options.tag, stdout=sys.stdout.buffer)
     if options.metadata_file:
+        import json
+
         Path(options.metadata_file).write_text(json.dumps(metadata, indent=2) + "\n")
     if iidfile:
         Path(iidfile).write_text(image.id)
@@ -142,6 +142,8 @@ def build_input(context: str, file: str | None) -> Iterator[tuple[Path, str | Pa
     if context == "-" and file not in (None, "-"):
         raise InvalidOption("build -: the Dockerfile comes from stdin", hint=f"leave out -f {file}, or name a context directory")
     if context == "-":
+        import tempfile
+
         with tempfile.TemporaryDirectory(prefix="sandbox-context-") as empty:
             yield Path(empty), _stdin_text()
         return

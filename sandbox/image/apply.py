@@ -22,11 +22,9 @@ from typing import IO
 
 from sandbox.errors import InvalidImage, UnsafeLayer, Unsupported
 from sandbox.image.owners import NOTE, give, owner_of
-from sandbox.image.tar import CappedInfo
+from sandbox.image.tarinput import STREAM_ERRORS, CappedInfo
 from sandbox.image.tree import OPAQUE, Entry, Tree, is_opaque, is_whiteout
 
-STREAM_ERRORS = (tarfile.TarError, EOFError)
-"""What reading a cut or damaged tar raises."""
 _CHUNK = 1 << 20
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT, _OPAQUE, _RESERVED = ".wh.", ".wh..wh..opq", ".wh..wh."

@@ -16,12 +16,12 @@ from typing import IO
 import msgspec
 
 from sandbox.errors import InvalidImage, InvalidReference
-from sandbox.image.apply import STREAM_ERRORS, decompressed
+from sandbox.image.apply import decompressed
 from sandbox.image.blobs import check
 from sandbox.image.layout import NAME_NOTE, TAG_NOTE, DockerEntry, blob_name
 from sandbox.image.reference import Reference
 from sandbox.image.store import LOADING, Image, Store
-from sandbox.image.tar import CappedInfo
+from sandbox.image.tarinput import STREAM_ERRORS, CappedInfo
 from sandbox.oci import (
     CONFIG_TYPE,
     INDEX_TYPE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -30,6 +29,8 @@ def pack(store: Store, image: Image, packing: Packing) -> Image:
     compression = packing.compression
     if compression is None:
         return image
+    from concurrent.futures import ThreadPoolExecutor  # with logging, which a build without output does not need
+
     with store.shared(), ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
         made = [pool.submit(pack_layer, store, image, index, packing) for index in range(len(image.diff_ids))]
         layers = [future.result() for future in made]

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO
 
 from sandbox.errors import DigestMismatch, ImageError, ImageNotFound, InvalidImage, InvalidReference
-from sandbox.image.apply import HashingReader, apply_tar, bomb_limit, decompressed, opened_plain
 from sandbox.image.blobs import Blobs, Partial, digest_of, verified
 from sandbox.image.catalog import Catalog, SnapshotRow
 from sandbox.image.drafts import Draft, Drafts, Lock
@@ -146,6 +145,8 @@ class Store:
 
     def apply_stream(self, parent: Digest | None, layer: Descriptor, stream: IO[bytes], *, diff_id: Digest) -> Snapshot:
         """As `apply_layer`, of bytes that are still on their way here; `stream` raises at its end when they are not the layer's."""
+        from sandbox.image.apply import HashingReader, apply_tar, bomb_limit, decompressed  # with tarfile: only when a layer comes in
+
         with self.shared(), _disk_errors("layer"), self.draft() as draft, decompressed(stream) as plain:
             counted = HashingReader(plain, bomb_limit(layer.size), f"layer {layer.digest[:19]}…")
             whole = counted.stream
@@ -273,6 +274,8 @@ class Store:
         if row.regenerable:
             upper = self._snapshots / row.chain_id.hex
             return promised, verified(io.BufferedReader(ChangesetReader(Changeset(upper, self.lowers(row.parent)))), promised)
+        from sandbox.image.apply import opened_plain
+
         for blob in self._catalog.layer_blobs(row.diff_id):
             if self._blobs.has(blob.digest):
                 return promised, verified(opened_plain(self._blobs.open(blob)), promised)

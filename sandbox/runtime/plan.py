@@ -15,7 +15,6 @@ from msgspec.structs import asdict, replace
 from sandbox.errors import InvalidOption, Unsupported
 from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.init.program import CAPABILITIES
-from sandbox.runtime.init.resolver import ADDRESS, PORT
 from sandbox.runtime.security.capabilities import choose_capabilities
 from sandbox.runtime.security.kernel_files import DEVICES, MASKED, PROTECTED, sysctl_file
 from sandbox.runtime.spec import ContainerSpec, Mount, Process
@@ -217,6 +216,8 @@ def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
 def _network_steps(network: Mapping[str, Any] | None) -> list[Step]:
     if network is None:
         return []
+    from sandbox.runtime.init.resolver import ADDRESS, PORT  # with socket
+
     link: Step = ("configure_link", {key: network[key] for key in ("address", "prefix", "gateway")})
     return [link, ("open_resolver", {"address": ADDRESS, "port": PORT})]
 
@@ -295,7 +296,11 @@ def _resolv_conf(spec: ContainerSpec, site: Site) -> str:
     if spec.network == "none" and not spec.dns:
         return ""
     lines = [line for line in site.resolv_conf.splitlines() if line.strip() and not line.startswith(("#", ";"))]
-    servers = [ADDRESS] if site.network else spec.dns
+    servers: Sequence[str] = spec.dns
+    if site.network:
+        from sandbox.runtime.init.resolver import ADDRESS  # with socket
+
+        servers = [ADDRESS]
     if servers:
         lines = [*(line for line in lines if not line.startswith("nameserver")), *(f"nameserver {server}" for server in servers)]
     if spec.dns_search:
