@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -49,6 +48,8 @@ def _make(above: Path) -> tuple[Path, int]:
     """A new directory and the fd that holds its lock."""
     above.mkdir(parents=True, exist_ok=True)
     while True:
+        import tempfile
+
         path = Path(tempfile.mkdtemp(dir=above))
         with ExitStack() as undo:
             try:

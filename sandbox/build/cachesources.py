@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -170,6 +169,8 @@ class _Blobs(msgspec.Struct, frozen=True):
         fresh = path.with_name(f"{path.name}.{os.urandom(4).hex()}")
         try:
             with fresh.open("wb") as out:
+                import shutil
+
                 shutil.copyfileobj(stream, out, 1 << 20)
             fresh.rename(path)
         finally:

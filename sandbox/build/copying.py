@@ -10,7 +10,6 @@ import hashlib
 import os
 import posixpath
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -31,7 +30,7 @@ from sandbox.build.site import Site
 from sandbox.build.state import BuildState, Change
 from sandbox.build.transfer import LayerWriter, Manner
 from sandbox.errors import BuildError, UnsafeLayer
-from sandbox.image.store import Draft
+from sandbox.image.drafts import Draft, remove_tree
 from sandbox.image.tree import Entry, Tree
 
 _NUMERIC = re.compile(r"\d*(:\d*)?")
@@ -88,7 +87,7 @@ class _Job(msgspec.Struct, frozen=True, dict=True):
         """A remote source in a directory of the draft's, less what is excluded."""
         directory = draft.upper.parent / f"source-{number}"
         directory.mkdir(mode=0o755)
-        opened.callback(shutil.rmtree, directory)
+        opened.callback(remove_tree, directory)
         return narrowed(remote.fetch(directory, opened), patterns(self.instruction.excludes))
 
 

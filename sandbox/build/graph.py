@@ -15,8 +15,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,6 +24,9 @@ from sandbox.build.events import BuildEvent, OnEvent
 from sandbox.build.stages import Stage
 from sandbox.build.state import BuildState
 from sandbox.build.stop import Stop, Stopped
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _PATIENCE = 2.0
 """Seconds between SIGTERM and SIGKILL for the steps of a build that is over early."""
@@ -49,7 +52,10 @@ class Graph(msgspec.Struct, dict=True):
     _is_threaded: bool = False
 
     def __post_init__(self) -> None:
-        self._ended = {stage.index: Future() for stage in self.stages}
+        if len(self.stages) > 1:
+            from concurrent.futures import Future  # with logging; one stage waits for no other
+
+            self._ended = {stage.index: Future() for stage in self.stages}
         self._slots = threading.Semaphore(self.jobs)
 
     def tell(self, event: BuildEvent) -> None:

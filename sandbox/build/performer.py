@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Literal
 
@@ -25,8 +24,6 @@ from sandbox.build.stop import Stopped
 from sandbox.errors import DockerfileError, SandboxError, StepFailed
 from sandbox.image.reference import Reference
 from sandbox.oci import History
-
-log = logging.getLogger(__name__)
 
 FAILED = "build:failed"
 """The name a failed build's last good state is kept under."""
@@ -157,7 +154,9 @@ class Performer(msgspec.Struct):
         try:
             store.tag(Reference.parse(FAILED), store.put_image(state.image_config()))
         except (SandboxError, OSError) as err:
-            log.warning("%s: not kept: %s", FAILED, err)  # what made the step fail must not be hidden by this
+            import logging
+
+            logging.getLogger(__name__).warning("%s: not kept: %s", FAILED, err)  # what made the step fail must not be hidden by this
             return False
         return True
 

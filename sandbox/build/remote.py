@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 import urllib.parse
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -118,6 +117,8 @@ def _http(url: str, i: ins.Add, site: Site) -> Remote:
 def _as_piece(found: Download, name: str, directory: Path, opened: ExitStack, *, unpack: bool) -> Piece:
     """The file as ADD has it: 0600, of the server's time."""
     path = directory / "file"
+    import shutil
+
     shutil.copyfile(found.path, path)
     path.chmod(0o600)
     os.utime(path, (found.mtime or 0, found.mtime or 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 import msgspec
@@ -27,6 +26,8 @@ class Span(msgspec.Struct, frozen=True):
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """`did you mean RUN?` when one of the known words is close, else None."""
     by_folded = {name.casefold(): name for name in known}
+    import difflib
+
     close = difflib.get_close_matches(word.casefold(), by_folded, n=1, cutoff=0.6)
     return f"did you mean {by_folded[close[0]]}?" if close else None
 

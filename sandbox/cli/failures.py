@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Sequence
 
 import click
@@ -21,6 +20,8 @@ def show_error(error: SandboxError, argv: Sequence[str]) -> int:
     from sandbox.cli.invocation import is_debugging
 
     if is_debugging():
+        import traceback
+
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     click.echo("\n".join(error_lines(error)), err=True)
     return ENGINE_ERROR if verb_of(argv) in _OWN_STATUS else 1

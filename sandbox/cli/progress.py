@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections import deque
 from collections.abc import Callable
@@ -107,6 +106,8 @@ class JsonFace(Face):
         fields = msgspec.structs.asdict(event)
         if isinstance(event, StepOutput):
             fields["data"] = event.data.decode("utf-8", "backslashreplace")
+        import json
+
         self.write(json.dumps({"time": round(self._clock(), 6), "event": _snake(type(event).__name__), **fields}))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -119,5 +118,7 @@ def remove_tree(path: Path) -> None:
             if stat.S_ISDIR(os.lstat(directory).st_mode):
                 os.chmod(directory, 0o700)
         remove_tree(Path(name)) if stat.S_ISDIR(os.lstat(name).st_mode) else os.unlink(name)
+
+    import shutil  # with bz2 and lzma
 
     shutil.rmtree(path, onerror=retry)

@@ -9,13 +9,14 @@ the last seconds may be gone, but none is there in part.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 
 
 def sync_file_system(path: Path) -> None:
     """Return when everything written to the file system of `path` is on the disk (syncfs(2)). OSError."""
+    import ctypes  # nothing is made durable in most commands
+
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -21,12 +21,12 @@ from sandbox.errors import PortTaken, SetupFailed, Unsupported
 from sandbox.runtime import cgroups
 from sandbox.runtime.init import files, link, procs
 from sandbox.runtime.plan import Handling, Site, capabilities, make_plan, process_plan
-from sandbox.runtime.security import seccomp
 from sandbox.runtime.spawner import Spawner, hand_over
 from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Process, Usage, Why
 
 if TYPE_CHECKING:
     from sandbox.runtime.network.networks import Networks
+    from sandbox.runtime.security.seccomp import Filters
 
 Stream = Literal["stdout", "stderr"]
 OnOutput = Callable[[Stream, bytes], None]
@@ -58,8 +58,13 @@ class Runtime:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._spawner = Spawner()
-        self._filters = seccomp.Filters(root / "seccomp")
         self._discovery = cgroups.Discovery()
+
+    @cached_property
+    def _filters(self) -> Filters:
+        from sandbox.runtime.security.seccomp import Filters  # the first container needs them, images do not
+
+        return Filters(self.root / "seccomp")
 
     @cached_property
     def networks(self) -> Networks:

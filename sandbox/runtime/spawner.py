@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any  # a plan is JSON
+from typing import TYPE_CHECKING, Any  # Any: a plan is JSON
 
 from sandbox.errors import SetupFailed
 from sandbox.runtime.init import link
 from sandbox.runtime.interpreter import open_interpreter
+
+if TYPE_CHECKING:
+    import subprocess
 
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 # -I -S: no site, no user directory, no environment; only our own package beside the standard library.
@@ -95,6 +97,8 @@ class Spawner:
         return self._socket
 
     def _start(self) -> None:
+        import subprocess  # most commands start no container
+
         ours, theirs = link.pair()
         interpreter = open_interpreter(os.path.realpath(sys.executable))
         try:
