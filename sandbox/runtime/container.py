@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Self  # Any: plans and reports are JSON
 
@@ -489,6 +489,7 @@ def cgroup_name(root: Path, container_id: str) -> str:
     return f"{engine_mark(root)}.{container_id[:32]}"
 
 
+@lru_cache
 def engine_mark(root: Path) -> str:
     """Eight characters that stand for this state directory."""
     import hashlib  # start-up time

@@ -5,7 +5,6 @@ A plan is JSON: it travels to the spawner in a memfd and can be printed with SAN
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any  # a plan is JSON
 
@@ -224,10 +223,10 @@ def _network_steps(network: Mapping[str, Any] | None) -> list[Step]:
 
 def _inside(path: str, site: Site) -> str:
     """Where a path below the engine's directory is while init builds."""
-    relative = os.path.relpath(path, site.store)
-    if relative.startswith(".."):
+    above = f"{site.store}/"
+    if not path.startswith(above) or "/../" in f"{path}/":
         raise InvalidOption(f"{path}: not below the engine's directory")
-    return f"store/{relative}"
+    return f"store/{path[len(above) :]}"
 
 
 def _rootfs_steps(spec: ContainerSpec, site: Site) -> list[Step]:

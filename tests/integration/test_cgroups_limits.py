@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sandbox import errors
@@ -279,6 +280,7 @@ def test_ordinary_user_is_told_why_a_limit_cannot_be_enforced(ordinary_user: Ord
     sources = ordinary_user.home / "cgroups-src"
     package = Path(__file__).parents[2] / "sandbox"
     shutil.copytree(package, sources / "sandbox", ignore=shutil.ignore_patterns("__pycache__"))  # which other tests write just now
+    shutil.copytree(Path(msgspec.__file__).parent, sources / "msgspec")
     code = (
         "import sys, types; sys.path.insert(0, sys.argv[1])\n"
         "package = types.ModuleType('sandbox'); package.__path__ = [sys.argv[1] + '/sandbox']; sys.modules['sandbox'] = package\n"

@@ -44,7 +44,8 @@ class Discovery:
 
 
 def _texts(proc: Path) -> tuple[str, str]:
-    return (proc / "self/mountinfo").read_text(), (proc / "self/cgroup").read_text()
+    with open(f"{proc}/self/mountinfo") as mountinfo, open(f"{proc}/self/cgroup") as groups:
+        return mountinfo.read(), groups.read()
 
 
 def _layout_of(mountinfo: str, groups: str, proc: Path) -> Layout:
