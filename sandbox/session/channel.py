@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any  # frames are JSON
@@ -15,6 +16,28 @@ OnFrame = Callable[[Frame, list[memoryview]], object]
 _CHUNK = 1 << 20
 
 
+class _Large:
+    """A frame whose buffers are read straight to where they stay. Its memory is mapped, and so costs nothing before it arrives:
+    a size announced by a liar takes no memory."""
+
+    def __init__(self, message: Frame, size: int, begun: memoryview) -> None:
+        self.message = message
+        self.buffers = memoryview(mmap.mmap(-1, size))
+        self._filled = len(begun)
+        self.buffers[: self._filled] = begun
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is there."""
+        return self._filled == len(self.buffers)
+
+    def receive(self, end: socket.socket) -> int:
+        """Take in what has come; the number of its bytes, 0 at the end of the file."""
+        count = end.recv_into(self.buffers[self._filled :], 0, socket.MSG_DONTWAIT)
+        self._filled += count
+        return count
+
+
 class Channel:
     """Frames to and from one runner. `broken` says why nothing more will come: the end of the file, or rubbish."""
 
@@ -23,6 +46,7 @@ class Channel:
         self._on_frame = on_frame
         self._encode = encode
         self._data = bytearray()
+        self._large: _Large | None = None
         self.broken = ""
 
     def fileno(self) -> int:
@@ -45,20 +69,26 @@ class Channel:
     def read(self) -> None:
         """The socket is readable: take what there is, and pass on every frame that is whole."""
         try:
-            data = self._end.recv(_CHUNK, socket.MSG_DONTWAIT)
+            received = self._large.receive(self._end) if self._large else self._receive()
         except BlockingIOError:
             return
         except ConnectionResetError:
-            data = b""
-        if not data:
+            received = 0
+        if not received:
             self.broken = self.broken or "the interpreter closed its end"
             return
-        self._data += data
         while not self.broken and self._take_frame():
             continue
 
+    def _receive(self) -> int:
+        data = self._end.recv(_CHUNK, socket.MSG_DONTWAIT)
+        self._data += data
+        return len(data)
+
     def _take_frame(self) -> bool:
         """Pass on the first frame, when it is whole."""
+        if self._large is not None:
+            return self._take_large(self._large)
         head = HEADER.size
         if len(self._data) < head:
             return False
@@ -66,12 +96,25 @@ class Channel:
         if text_size > LARGEST_JSON or buffer_size > LARGEST_BUFFERS:
             self.broken = "a frame larger than allowed"
             return False
-        whole = head + text_size + buffer_size
-        if len(self._data) < whole:
+        body, whole = head + text_size, head + text_size + buffer_size
+        if len(self._data) < (body if buffer_size > _CHUNK else whole):
             return False
-        frame, self._data = memoryview(self._data)[:whole], self._data[whole:]
-        message = _parse(bytes(frame[head : head + text_size]))
-        buffers = _split(message, frame[head + text_size :])
+        message = _parse(bytes(memoryview(self._data)[head:body]))
+        if message is not None and len(self._data) < whole:
+            self._large = _Large(message, buffer_size, memoryview(self._data)[body:])
+            self._data = bytearray()
+            return False
+        buffers, self._data = memoryview(self._data)[body:whole], self._data[whole:]
+        return self._pass_on(message, buffers)
+
+    def _take_large(self, large: _Large) -> bool:
+        if not large.is_whole:
+            return False
+        self._large = None
+        return self._pass_on(large.message, large.buffers)
+
+    def _pass_on(self, message: Frame | None, data: memoryview) -> bool:
+        buffers = _split(message, data)
         if message is None or buffers is None:
             self.broken = "rubbish instead of a frame"
             return False

@@ -17,6 +17,7 @@ from sandbox.runtime.container import Running, Stream
 from sandbox.runtime.spec import Completed
 from sandbox.session.channel import Channel, Frame
 from sandbox.session.inside.sandbox_runner import objects
+from sandbox.session.inside.sandbox_runner.nested import NotPossible
 from sandbox.session.runners import PYTHON, Runner
 
 _INTERRUPTS = 5
@@ -148,6 +149,10 @@ class Interpreter:
             return self._outcome(cell, front, keep)
         except KeyboardInterrupt:
             self._interrupt(front, keep)
+            raise
+        except InvalidInput:  # nothing was sent: it waits for another cell
+            if not keep:
+                self.close()
             raise
         except BaseException:  # the front end's own error: what the runner says next would belong to another cell
             self.close()
@@ -330,8 +335,9 @@ def _bundle_of(message: Frame, buffers: list[memoryview]) -> dict[str, Any]:
 def _encoded(name: str, value: object, arrow: bool, pickled: bool) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     try:
         about, buffers = objects.encode(value, arrow, pickled)
-    except objects.NotPossible as err:
-        raise InvalidInput(f"--in {name}: {err}", hint="pass a part of it, or --pickle if both sides have its class") from err
+    except NotPossible as err:
+        hint = None if pickled else "hand in a part of it, or --pickle if both sides have its class"
+        raise InvalidInput(f"--in {name}: {err}", hint=hint) from err
     return about, buffers
 
 
@@ -361,9 +367,9 @@ def _values(message: Frame, buffers: list[memoryview], cell: CellCode) -> tuple[
             first, count = int(about["first"]), int(about["count"])
             if about["variable"] in cell.outputs:
                 values[about["variable"]] = objects.decode(about, buffers[first : first + count], cell.trust)
-    except objects.NotPossible as err:
+    except NotPossible as err:
         return {}, str(err)
-    except (KeyError, IndexError, TypeError, ValueError, OSError, ArithmeticError, AttributeError) as err:
+    except (KeyError, IndexError, TypeError, ValueError, OSError, ArithmeticError, AttributeError, RecursionError) as err:
         return {}, f"an output came damaged ({type(err).__name__}: {err})"
     missing = [name for name in cell.outputs if name not in values]
     return values, f"{missing[0]}: did not come" if missing else ""

@@ -154,11 +154,14 @@ def test_objects_travel_without_pickle(session: Session) -> None:
     given = {"a": [1, None, {"b": "ü"}], "t": "text\0\n", "b": b"\xff\0"}
     outcome, _ = run(session, "a.append(t)", inputs=given, outputs=("a", "t", "b"))
     assert outcome.values == {**given, "a": [1, None, {"b": "ü"}, "text\0\n"]}
-    with pytest.raises(InvalidInput, match=r"--in s: set: set is not JSON"):
-        run(session, "1", inputs={"s": {1}})
-    refused, _ = run(session, "s = {1}", outputs=("s",))
+    with pytest.raises(InvalidInput, match=r"--in s: a list_iterator is neither JSON"):
+        run(session, "1", inputs={"s": iter([])})
+    assert run(session, "len(a)")[1] == [("display", {"text/plain": "4"})], "a refused input costs no state"
+    refused, _ = run(session, "s = type('Own', (dict,), {})", outputs=("s",))
     assert (refused.status, refused.exit_code) == ("object", 1)
-    assert run(session, "s = {1}", outputs=("s",), trust=True)[0].values == {"s": {1}}
+    code = "from collections import OrderedDict\ns = OrderedDict(k=1)"
+    assert run(session, code, outputs=("s",), trust=True)[0].values == {"s": {"k": 1}}
+    assert run(session, "s = {(1, 2): {3}}", outputs=("s",))[0].values == {"s": {(1, 2): {3}}}
     assert "no such variable" in run(session, "1", outputs=("nothing",))[0].error[1]
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
+from collections import OrderedDict
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from sandbox.session.inside.sandbox_runner import objects
+from sandbox.session.inside.sandbox_runner import nested, objects
 
 FRAME = pd.DataFrame(
     {
@@ -51,21 +57,94 @@ def test_tables_keep_dtypes_index_and_missing_values(arrow: bool) -> None:
         pytest.importorskip("pyarrow")
     pd.testing.assert_frame_equal(there_and_back(FRAME, arrow=arrow), FRAME)
     pd.testing.assert_series_equal(there_and_back(FRAME["small"], arrow=arrow), FRAME["small"])
+    numbered = pd.DataFrame(np.zeros((2, 3)))
+    assert there_and_back(numbered, arrow=arrow).columns.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("value", [{1}, (1, 2), {1: "a"}, object(), np.array([object()]), pd.DataFrame({"o": [object()]})])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_large_arrays_travel_as_their_own_memory(order: Any) -> None:
+    array = np.asarray(np.arange(40_000).astype("datetime64[s]").reshape(200, 200), order=order)
+    about, buffers = objects.encode(array, False, False)
+    assert np.shares_memory(np.frombuffer(buffers[1], "u1"), array)
+    came = [bytearray(each) for each in buffers]
+    back = objects.decode(about, [memoryview(each) for each in came], False)
+    assert (back == array).all()
+    assert np.shares_memory(back, np.frombuffer(came[1], "u1"))
+    back[0, 0] = np.datetime64(5, "s")
+    assert (there_and_back(array[::2, ::2]) == array[::2, ::2]).all()
+    with pytest.raises(ValueError, match="array"):
+        objects.decode(about, [memoryview(came[0]), memoryview(came[1])[:-8]], False)
+
+
+def test_a_large_array_of_objects_is_refused() -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_2_0(head, {"descr": "|O", "fortran_order": False, "shape": (10_000,)})
+    with pytest.raises(ValueError, match="objects"):
+        objects.decode({"kind": "npy"}, [memoryview(head.getvalue()), memoryview(bytes(80_000))], True)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (1, (2.5, None)),
+        {1, 2},
+        frozenset(["a"]),
+        {(1, 2): [b"raw", {"k": {3}}], None: True},
+        [1 + 2j, range(2, 9, 3), Decimal("1.10")],
+        (date(2026, 1, 2), time(3, 4, 5, 6), timedelta(1, 2, 3), datetime(2026, 1, 2, 3, 4, tzinfo=timezone(timedelta(hours=2)))),
+        ["", "surrogate \ud800", float("inf")],
+    ],
+)
+def test_collections_come_back_with_their_types(value: object) -> None:
+    back = there_and_back(value)
+    assert back == value
+    assert repr(back) == repr(value) or isinstance(value, set | frozenset)
+
+
+def test_arrays_and_tables_inside_collections() -> None:
+    back = there_and_back({"a": np.arange(3, dtype="int8"), "rows": [FRAME, (np.float32(2),)]})
+    assert back["a"].dtype == np.int8
+    assert type(back["rows"][1][0]) is np.float32
+    pd.testing.assert_frame_equal(back["rows"][0], FRAME)
+
+
+def test_a_damaged_tree_or_a_pickle_in_it_is_refused() -> None:
+    for tree, error in ([["leaf", 0], nested.NotPossible], [["leaf", 5], IndexError], [["what", 1], KeyError], [7, TypeError]):
+        with pytest.raises(error):  # type: ignore[call-overload]
+            objects.decode(
+                {"kind": "nested", "leaves": [{"kind": "pickle", "first": 0, "count": 1}]}, [memoryview(json.dumps(tree).encode())], True
+            )
+
+
+def _own_holder() -> list[object]:
+    held: list[object] = []
+    held.append(held)
+    return held
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        [object()],
+        _own_holder(),
+        np.array([object()]),
+        pd.DataFrame({"o": [object()]}),
+        datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")),
+    ],
+)
 def test_what_cannot_travel_is_said(value: object) -> None:
-    with pytest.raises(objects.NotPossible):
+    with pytest.raises(nested.NotPossible):
         objects.encode(value, False, False)
 
 
 def test_a_category_needs_arrow() -> None:
-    with pytest.raises(objects.NotPossible, match="needs pyarrow"):
+    with pytest.raises(nested.NotPossible, match="needs pyarrow"):
         objects.encode(pd.DataFrame({"c": pd.Categorical(["a"])}), False, False)
 
 
 def test_pickle_only_where_both_allow_it() -> None:
-    about, buffers = objects.encode({1, 2}, False, True)
-    assert objects.decode(about, buffers, True) == {1, 2}
-    with pytest.raises(objects.NotPossible, match="not accepted"):
+    about, buffers = objects.encode(OrderedDict(a=1), False, True)
+    assert objects.decode(about, buffers, True) == {"a": 1}
+    with pytest.raises(nested.NotPossible, match="not accepted"):
         objects.decode(about, buffers, False)

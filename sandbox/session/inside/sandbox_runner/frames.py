@@ -10,6 +10,7 @@ from collections import deque
 HEADER = struct.Struct("!IQ")
 LARGEST_JSON = 64 << 20
 LARGEST_BUFFERS = 4 << 30
+_MAPPED = 1 << 20
 
 
 def pack(message, buffers=()):
@@ -107,7 +108,7 @@ class Channel:
         return message, split_buffers(message, rest)
 
     def _read_exactly(self, size):
-        data = bytearray(size)
+        data = bytearray(size) if size < _MAPPED else _mapped(size)
         view = memoryview(data)
         while view:
             count = os.readv(self._end, [view])
@@ -115,6 +116,13 @@ class Channel:
                 raise EOFError
             view = view[count:]
         return data
+
+
+def _mapped(size):
+    """Memory that is not written with zeros first."""
+    import mmap
+
+    return mmap.mmap(-1, size)
 
 
 def split_buffers(message, data):

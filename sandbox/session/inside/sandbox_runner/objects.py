@@ -1,35 +1,63 @@
-"""Values as bytes, both ways: JSON, .npy, Arrow, text; a pickle only where it was asked for."""
+"""Values as bytes, both ways: JSON, .npy, Arrow, text, and collections of these; a pickle only where it was asked for."""
 
 import io
 import json
 
-
-class NotPossible(Exception):
-    """An object that cannot travel; the text says why and what else to do."""
+from .nested import NotPossible, from_tree, to_tree
 
 
 def encode(value, arrow, pickled):
     """A value as (description, buffers). `arrow`: the other side reads Arrow; `pickled`: pickle what nothing else can carry."""
+    try:
+        return _encode_whole(value, arrow) or _encode_nested(value, arrow)
+    except RecursionError:
+        raise NotPossible("it holds itself, or is nested too deeply")
+    except NotPossible:
+        if not pickled:
+            raise
+    import pickle
+
+    return {"kind": "pickle"}, [pickle.dumps(value, protocol=4)]
+
+
+def _encode_whole(value, arrow):
+    """A value that is all text, bytes, one array, one table or plain JSON; else None."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"kind": "bytes"}, [bytes(value)]
     if type(value) is str:
         return {"kind": "text"}, [value.encode("utf-8", "surrogatepass")]
     family = type(value).__module__.split(".")[0]
     name = type(value).__name__
-    if family == "numpy" and not value.dtype.hasobject:
-        return {"kind": "npy", "scalar": name != "ndarray"}, [_npy(value)]
+    if family == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
+        return {"kind": "npy", "scalar": name != "ndarray"}, _npy(value)
     if family == "pandas" and name in ("DataFrame", "Series"):
-        return _encode_frame(value, name, arrow, pickled)
+        return _encode_frame(value, name, arrow)
     if family == "pyarrow" and name == "Table" and arrow:
         return {"kind": "arrow", "as": "Table"}, [_arrow(value)]
-    reason = no_json(value)
-    if reason is None:
-        return {"kind": "json"}, [json.dumps(value).encode()]
-    if pickled:
-        import pickle
+    return ({"kind": "json"}, [json.dumps(value).encode()]) if no_json(value) is None else None
 
-        return {"kind": "pickle"}, [pickle.dumps(value, protocol=4)]
-    raise NotPossible("%s: %s is not JSON, text, an array or a table" % (type(value).__name__, reason))
+
+def _encode_nested(value, arrow):
+    """A collection with more in it than JSON knows."""
+    leaves, buffers = [], [b""]
+
+    def leaf(inner):
+        found = _encode_whole(inner, arrow)
+        if found is None:
+            where = "" if inner is value else " in it"
+            raise NotPossible("%s%s is neither JSON, text, an array nor a table" % (_what(inner), where))
+        leaves.append(dict(found[0], first=len(buffers), count=len(found[1])))
+        buffers.extend(found[1])
+        return len(leaves) - 1
+
+    buffers[0] = json.dumps(to_tree(value, leaf)).encode()
+    return {"kind": "nested", "leaves": leaves}, buffers
+
+
+def _what(value):
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else "%s.%s" % (kind.__module__, kind.__qualname__)
+    return ("an " if name[:1].lower() in "aeiou" else "a ") + name
 
 
 def no_json(value):
@@ -46,12 +74,22 @@ def no_json(value):
     return type(value).__name__
 
 
+_ZERO_COPY = 1 << 16
+"""Bytes from which an array travels as its own memory."""
+
+
 def _npy(value):
+    """The .npy file of an array; when it is large its head, and then the array's own memory."""
     import numpy
 
-    out = io.BytesIO()
-    numpy.save(out, numpy.asarray(value), allow_pickle=False)
-    return out.getbuffer()
+    array, out = numpy.asarray(value), io.BytesIO()
+    if array.nbytes < _ZERO_COPY or array.dtype.names:
+        numpy.save(out, array, allow_pickle=False)
+        return [out.getvalue()]
+    about = numpy.lib.format.header_data_from_array_1_0(array)
+    numpy.lib.format.write_array_header_2_0(out, about)
+    flat = array.reshape(-1, order="F" if about["fortran_order"] else "C")
+    return [out.getvalue(), memoryview(flat.view("u1"))]
 
 
 def _arrow(table):
@@ -63,10 +101,10 @@ def _arrow(table):
     return memoryview(sink.getvalue())
 
 
-def _encode_frame(value, name, arrow, pickled):
+def _encode_frame(value, name, arrow):
     """Arrow where both sides have it; else each column as .npy or, for texts and missing values, JSON, with its dtype."""
     frame = value if name == "DataFrame" else value.to_frame(name="0" if value.name is None else value.name)
-    about = {"as": name, "name": None if name == "DataFrame" else value.name}
+    about = {"as": name, "title": None if name == "DataFrame" else value.name}
     if arrow:
         import pyarrow
 
@@ -75,8 +113,15 @@ def _encode_frame(value, name, arrow, pickled):
         except (pyarrow.ArrowException, TypeError) as err:
             raise NotPossible("%s: %s" % (name, err))
     columns = [frame.index.to_series()] + [frame.iloc[:, place] for place in range(frame.shape[1])]
-    described, buffers = zip(*[_encode_column(column, name) for column in columns])
-    return dict(about, kind="frame", labels=[str(each) for each in frame.columns], columns=list(described)), list(buffers)
+    described, buffers = [], []
+    for column in columns:
+        described_column, given = _encode_column(column, name)
+        described.append(dict(described_column, first=len(buffers), count=len(given)))
+        buffers.extend(given)
+    labels = frame.columns.tolist()
+    if no_json(labels):
+        raise NotPossible("%s: column names of %s need pyarrow on both sides" % (name, no_json(labels)))
+    return dict(about, kind="frame", labels=labels, columns=described), buffers
 
 
 def _encode_column(column, name):
@@ -91,25 +136,40 @@ def _encode_column(column, name):
     reason = no_json(values)
     if reason:
         raise NotPossible("%s: a column of %s needs pyarrow on both sides" % (name, reason))
-    return {"dtype": dtype, "as": "json", "name": column.name}, json.dumps(values).encode()
+    return {"dtype": dtype, "as": "json", "name": column.name}, [json.dumps(values).encode()]
 
 
 def decode(about, buffers, pickled):
     """The value again; NotPossible without the library it needs, or for a pickle that is not allowed."""
     kind = about["kind"]
     if kind not in _DECODE or (kind == "pickle" and not pickled):
-        raise NotPossible("a value came as %s, which is not accepted" % kind)
+        trust = ": a pickle can run code when it is read; with --trust it is" if kind == "pickle" else ""
+        raise NotPossible("a value came as %s, which is not accepted%s" % (kind, trust))
     try:
         return _DECODE[kind](about, buffers)
     except ImportError as err:
-        raise NotPossible("%s: needs %s, which is not there" % (about.get("name"), err.name))
+        raise NotPossible("needs %s, which is not there" % err.name)
 
 
 def _decode_npy(about, buffers):
     import numpy
 
-    value = numpy.load(io.BytesIO(buffers[0]), allow_pickle=False)
+    value = numpy.load(io.BytesIO(buffers[0]), allow_pickle=False) if len(buffers) == 1 else _decode_large(*buffers)
     return value[()] if about.get("scalar") else value
+
+
+def _decode_large(head, body):
+    """An array over the memory it came in: nothing is copied."""
+    import numpy
+
+    head = io.BytesIO(head)
+    if numpy.lib.format.read_magic(head) != (2, 0):
+        raise ValueError("an array of another version")
+    shape, fortran, dtype = numpy.lib.format.read_array_header_2_0(head)
+    if dtype.hasobject:
+        raise ValueError("an array of objects")
+    value = numpy.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
+    return value if value.flags.aligned and value.flags.writeable else value.copy()
 
 
 def _decode_arrow(about, buffers):
@@ -124,17 +184,21 @@ def _decode_arrow(about, buffers):
 def _decode_frame(about, buffers):
     import pandas
 
-    index, *columns = [_decode_column(pandas, column, data) for column, data in zip(about["columns"], buffers)]
+    index, *columns = [_decode_column(pandas, column, _own(column, buffers)) for column in about["columns"]]
     frame = pandas.DataFrame(dict(enumerate(columns)))
     frame.columns = about["labels"]
     frame.index = pandas.Index(index, name=about["columns"][0]["name"])
     return _as_asked(frame, about)
 
 
-def _decode_column(pandas, column, data):
+def _own(about, buffers):
+    return buffers[about["first"] : about["first"] + about["count"]]
+
+
+def _decode_column(pandas, column, buffers):
     if column["as"] == "json":
-        return pandas.Series(json.loads(bytes(data).decode()), dtype=column["dtype"])
-    values = _decode_npy({}, [data])
+        return pandas.Series(json.loads(bytes(buffers[0]).decode()), dtype=column["dtype"])
+    values = _decode_npy({}, buffers)
     if column["as"] == "utc":
         zone = column["dtype"].split(", ")[1].rstrip("]")
         return pandas.Series(values).dt.tz_localize("UTC").dt.tz_convert(zone)
@@ -145,8 +209,13 @@ def _as_asked(frame, about):
     if about["as"] == "DataFrame":
         return frame
     series = frame.iloc[:, 0]
-    series.name = about["name"]
+    series.name = about["title"]
     return series
+
+
+def _decode_nested(about, buffers):
+    leaves = about["leaves"]
+    return from_tree(json.loads(bytes(buffers[0]).decode()), lambda number: decode(leaves[number], _own(leaves[number], buffers), False))
 
 
 def _decode_pickle(about, buffers):
@@ -162,6 +231,7 @@ _DECODE = {
     "npy": _decode_npy,
     "arrow": _decode_arrow,
     "frame": _decode_frame,
+    "nested": _decode_nested,
     "pickle": _decode_pickle,
 }
 
