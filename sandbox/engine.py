@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sandbox.image.registry.pulling import Pulled
     from sandbox.image.registry.pushing import Pushed
     from sandbox.runtime.network.networks import Networks
+    from sandbox.runtime.spawner import Spawner
     from sandbox.session.interpreter import Interpreter
     from sandbox.session.runners import Runner
 
@@ -81,13 +82,14 @@ class Engine:
     """Images, builds and containers below one directory.
 
     `root`: the state directory; see `default_root`. Engines with different roots do not see each other. Thread-safe.
+    `spawner`: the helper that starts containers, for whoever had it come up before the engine was imported; closed with us.
     """
 
-    def __init__(self, root: str | Path | None = None) -> None:
+    def __init__(self, root: str | Path | None = None, *, spawner: Spawner | None = None) -> None:
         self.root = Path(root).expanduser().absolute() if root is not None else default_root().absolute()
         self._store = Store(self.root)
         self._records = Records(self.root)
-        self._runtime = Runtime(self.root)
+        self._runtime = Runtime(self.root, spawner)
         self._images = Images(self._store, self._records)
         self._transfers = Transfers(self._store)
         self.volumes = Volumes(self.root, self._records, self._store.exclusive)

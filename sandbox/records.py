@@ -235,8 +235,9 @@ def _is_frozen(facts: dict[str, Any]) -> bool:
 
 def _made_up_names() -> Iterator[str]:
     """docker's kind of names; a number is added once the plain ones keep being taken."""
-    import secrets  # with base64, hmac and random
-
     for attempt in range(100):
-        name = f"{secrets.choice(_ADJECTIVES)}_{secrets.choice(_SURNAMES)}"
-        yield name if attempt < 10 else f"{name}{secrets.randbelow(10**6)}"
+        number = int.from_bytes(os.urandom(8))  # by hand: secrets brings base64, hmac and random along
+        number, first = divmod(number, len(_ADJECTIVES))
+        number, last = divmod(number, len(_SURNAMES))
+        name = f"{_ADJECTIVES[first]}_{_SURNAMES[last]}"
+        yield name if attempt < 10 else f"{name}{number % 10**6}"

@@ -28,6 +28,22 @@ def engine() -> Iterator[Engine]:
         yield opened
 
 
+@contextmanager
+def starting_engine() -> Iterator[Engine]:
+    """As `engine`, for a verb that starts one program: the helper comes up while the engine is imported, which takes as long."""
+    from sandbox.runtime.spawner import Spawner
+
+    spawner = Spawner(single=True)
+    try:
+        spawner.warm()
+        from sandbox.engine import Engine
+
+        with Engine(state_directory(click.get_current_context()), spawner=spawner) as opened:
+            yield opened
+    finally:
+        spawner.close()
+
+
 def state_directory(ctx: click.Context) -> Path | None:
     """What `--root` or SANDBOX_ROOT says; None when neither does."""
     root = ctx.find_root().params.get("root")

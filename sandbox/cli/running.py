@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from sandbox.cli.flags import given, verb
 from sandbox.cli.formatting import is_taken
-from sandbox.cli.invocation import complete_containers, complete_images, each, engine, write_bytes
+from sandbox.cli.invocation import complete_containers, complete_images, each, engine, starting_engine, write_bytes
 from sandbox.cli.terminal import SignalProxy, Stdio, followed_window
 from sandbox.errors import InvalidOption
 from sandbox.options import RUN, RunOptions, parse_env_file, with_environment
@@ -39,7 +39,7 @@ def run(image: str, command: Sequence[str], **values: object) -> int:
     """
     options = run_options(values)
     refuse_missing_terminal(options)
-    with engine() as opened:
+    with starting_engine() as opened:
         if options.detach:
             click.echo(opened.start(image, command, options=options).id)
             return 0
@@ -93,7 +93,7 @@ def exec_(name: str, command: Sequence[str], **values: object) -> int:
     """Run one more program in a running container; the exit status is the program's."""
     options = run_options(values)
     refuse_missing_terminal(options)
-    with engine() as opened:
+    with starting_engine() as opened:
         container = opened.container(name)
         env = dict(entry.split("=", 1) for entry in options.env)
         if options.detach:

@@ -53,11 +53,11 @@ class Streams(msgspec.Struct, frozen=True):
 
 
 class Runtime:
-    """Starts containers whose files are below `root`. Thread-safe."""
+    """Starts containers whose files are below `root`. `spawner`: a helper made before, closed with us. Thread-safe."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, spawner: Spawner | None = None) -> None:
         self.root = root
-        self._spawner = Spawner()
+        self._spawner = spawner or Spawner()
         self._discovery = cgroups.Discovery()
 
     @cached_property

@@ -37,9 +37,10 @@ def hand_over(supervisor: socket.socket, job: str, plan: Mapping[str, Any], stdi
 
 
 class Spawner:
-    """A handle on the helper process; `close` ends it, the containers it started live on."""
+    """A handle on the helper process; `close` ends it, the containers it started live on. `single`: one container will be started."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, single: bool = False) -> None:
+        self._has_spare = not single
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -69,7 +70,7 @@ class Spawner:
     def restock(self) -> None:
         """Have a supervisor ready for the next, where there was one before: who starts one container starts another."""
         with self._lock:
-            if self._spare is None and self._socket is not None and self._owner == os.getpid():
+            if self._has_spare and self._spare is None and self._socket is not None and self._owner == os.getpid():
                 self._spare = self._fork()
 
     def _fork(self) -> socket.socket:

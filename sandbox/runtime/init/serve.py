@@ -16,12 +16,13 @@ from sandbox.runtime.init import join, link, supervisor, title
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
 JOBS: dict[str, Callable[..., None]] = {"run": supervisor.run, "exec": join.run}
 
 
-def main(fd: int, interpreter: int = -1) -> None:
-    """Serve requests from the socket `fd` until it is closed. `interpreter`: what we were executed from, needed no more."""
+def main(fd: int, interpreter: int = -1) -> NoReturn:
+    """Serve requests from the socket `fd` until it is closed; never returns. `interpreter`: what we were executed from, needed no more."""
     if interpreter >= 0:
         os.close(interpreter)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the engine, which decides what it means
@@ -34,7 +35,7 @@ def main(fd: int, interpreter: int = -1) -> None:
     while True:
         request, fds = link.receive(engine)
         if request is None:
-            return
+            os._exit(0)  # nothing to tidy up, and the engine waits for our end
         if os.fork() == 0:
             engine.close()
             _serve(socket.socket(fileno=fds[0]), shown)
