@@ -131,7 +131,8 @@ class Imported(msgspec.Struct):
         except ImageNotFound:
             if record.layer is None:
                 return False
-            from sandbox.image.apply import apply_tar, decompressed  # with tarfile: only when a layer comes in
+            from sandbox.image.apply import apply_tar  # with tarfile: only when a layer comes in
+            from sandbox.image.plain import decompressed
 
             with self.store.draft() as draft, opener(record.layer) as blob, decompressed(blob) as plain:
                 apply_tar(plain, draft.upper)

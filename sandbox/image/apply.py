@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import io
 import os
 import stat
-import sys
 import tarfile
-from collections.abc import Iterator, Sequence
-from typing import IO
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import IO, cast
 
 from sandbox.errors import InvalidImage, UnsafeLayer, Unsupported
 from sandbox.image.owners import NOTE, give, owner_of
-from sandbox.image.tarinput import STREAM_ERRORS, CappedInfo
+from sandbox.image.plain import decompressed
+from sandbox.image.tarinput import STREAM_ERRORS, CappedInfo, Forward
 from sandbox.image.tree import OPAQUE, Entry, Tree, is_opaque, is_whiteout
 
 _CHUNK = 1 << 20
@@ -31,12 +30,16 @@ _WHITEOUT, _OPAQUE, _RESERVED = ".wh.", ".wh..wh..opq", ".wh..wh."
 _XATTR = "SCHILY.xattr."
 _FOREIGN_XATTRS = ("user.overlay.", "trusted.", NOTE)
 _MAX_LINKS = 40
-_BOMB_FLOOR, _BOMB_RATIO = 1 << 30, 200
 
 
-def apply_tar(stream: IO[bytes], into: str | os.PathLike[str], lowers: Sequence[str] = ()) -> None:
+Lowers = Sequence[str] | Callable[[], Sequence[str]]
+"""The layers below one, lowest first; or what gives them, asked when the first entry depends on them (most layers name every
+directory they write into, and depend on nothing), so that it may wait until they are there."""
+
+
+def apply_tar(stream: IO[bytes], into: str | os.PathLike[str], lowers: Lowers = ()) -> None:
     """Unpack a layer's tar (plain, gzip, zstd, bzip2 or xz, told by its first bytes) into an empty upper directory above
-    these layers (lowest first).
+    these layers.
 
     Raises UnsafeLayer for an entry that leads outside, InvalidImage for what is no tar, Unsupported when this user may
     not give files to the owners the layer names.
@@ -45,9 +48,9 @@ def apply_tar(stream: IO[bytes], into: str | os.PathLike[str], lowers: Sequence[
     try:
         with (
             decompressed(stream) as plain,
-            tarfile.open(fileobj=plain, mode="r|", errors="surrogateescape", tarinfo=CappedInfo) as tar,
+            tarfile.open(fileobj=cast("IO[bytes]", Forward(plain)), mode="r:", errors="surrogateescape", tarinfo=CappedInfo) as tar,
+            contextlib.closing(_Applier(root, lowers)) as applier,
         ):
-            applier = _Applier(root, Tree(lowers))
             for member in tar:
                 applier.add(member, tar)
             applier.finish()
@@ -59,145 +62,19 @@ def apply_tar(stream: IO[bytes], into: str | os.PathLike[str], lowers: Sequence[
         os.close(root)
 
 
-def bomb_limit(size: int) -> int:
-    """The most bytes that a layer of `size` compressed ones may have: what real layers need, and no decompression bomb."""
-    return _BOMB_FLOOR + _BOMB_RATIO * size
-
-
-@contextlib.contextmanager
-def decompressed(stream: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The plain bytes of a stream, whichever way it is compressed."""
-    buffered = io.BufferedReader(stream, _CHUNK)  # type: ignore[type-var]
-    try:
-        magic = buffered.peek(6)[:6]
-        opener = next((opener for prefix, opener in _FORMATS if magic.startswith(prefix)), None)
-        if opener is None:
-            yield buffered
-        else:
-            with opener(buffered) as plain:
-                yield plain
-    except _damage() as err:
-        raise InvalidImage(f"damaged compressed stream: {err}") from err
-    finally:
-        if not buffered.closed:
-            buffered.detach()  # the stream is its owner's to close
-
-
-class _Plain(io.RawIOBase):
-    """A decompressed stream that owns the one below it."""
-
-    def __init__(self, below: IO[bytes]) -> None:
-        self._opened = contextlib.ExitStack()
-        self._opened.callback(below.close)
-        self._plain = self._opened.enter_context(decompressed(below))
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed's WriteableBuffer is private
-        data = self._plain.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._opened.close()
-        super().close()
-
-
-def opened_plain(stream: IO[bytes]) -> IO[bytes]:
-    """As `decompressed`, to be closed by whoever reads it; closes `stream` too."""
-    return io.BufferedReader(_Plain(stream), _CHUNK)
-
-
-def _gzip(stream: IO[bytes]) -> IO[bytes]:
-    from isal import igzip  # 15 ms, wanted only here
-
-    opened: IO[bytes] = igzip.IGzipFile(fileobj=stream, mode="rb")  # type: ignore[no-untyped-call, assignment]  # isal has no types
-    return opened
-
-
-def _zstd(stream: IO[bytes]) -> IO[bytes]:
-    try:
-        from compression import zstd  # type: ignore[import-not-found]  # Python 3.14
-    except ImportError:
-        from backports import zstd
-    opened: IO[bytes] = zstd.ZstdFile(stream, "rb")
-    return opened
-
-
-def _bzip2(stream: IO[bytes]) -> IO[bytes]:
-    import bz2
-
-    return bz2.BZ2File(stream, "rb")
-
-
-def _xz(stream: IO[bytes]) -> IO[bytes]:
-    import lzma
-
-    return lzma.LZMAFile(stream, "rb")
-
-
-_FORMATS = ((b"\x1f\x8b", _gzip), (b"\x28\xb5\x2f\xfd", _zstd), (b"BZh", _bzip2), (b"\xfd7zXZ\x00", _xz))
-
-
-def _damage() -> tuple[type[BaseException], ...]:
-    """What the decompressors in use raise for bytes they cannot read."""
-    kinds = [getattr(sys.modules[module], name) for module, name in _DAMAGE if module in sys.modules]
-    return (EOFError, *kinds)
-
-
-_DAMAGE = (
-    ("isal.isal_zlib", "error"),
-    ("isal.igzip", "BadGzipFile"),
-    ("backports.zstd", "ZstdError"),
-    ("compression.zstd", "ZstdError"),
-    ("lzma", "LZMAError"),
-)
-
-
-class HashingReader(io.RawIOBase):
-    """Passes a stream on and knows the digest and size of what went by. InvalidImage when it is more than `limit`."""
-
-    def __init__(self, stream: IO[bytes], limit: int | None = None, what: str = "layer") -> None:
-        self._stream = stream
-        self._limit, self._what = limit, what
-        self._sha256 = hashlib.sha256()
-        self.size = 0
-
-    @property
-    def stream(self) -> IO[bytes]:
-        """Itself, buffered: what readers of whole pieces want."""
-        return io.BufferedReader(self, _CHUNK)
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed's WriteableBuffer is private
-        """One read of the stream."""
-        data = self._stream.read(len(buffer))
-        self._sha256.update(data)
-        self.size += len(data)
-        if self._limit is not None and self.size > self._limit:
-            raise InvalidImage(f"{self._what}: more than {self._limit >> 20} MiB unpacked, which so few compressed bytes cannot mean")
-        buffer[: len(data)] = data
-        return len(data)
-
-    @property
-    def digest(self) -> str:
-        """Of everything read so far."""
-        return f"sha256:{self._sha256.hexdigest()}"
-
-
 class _Applier:
     """Writes entries below `root`; directories get their times at the end."""
 
-    def __init__(self, root: int, below: Tree) -> None:
+    def __init__(self, root: int, lowers: Lowers) -> None:
         self._root = root
-        self._below = below
+        self._lowers = lowers
+        self._entered, self._linked = _Descent(root, self._imitate), _Descent(root, self._imitate)
         self._places: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._times: dict[tuple[str, ...], float] = {}
+
+    @cached_property
+    def _below(self) -> Tree:
+        return Tree(self._lowers() if callable(self._lowers) else self._lowers)
 
     def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
         parts = _parts(member.name)
@@ -205,16 +82,28 @@ class _Applier:
             self._finish(self._root, member)
             return
         parts = self._resolve(parts, member.name)
-        with self._parent(parts, member.name) as parent:
-            if parts[-1].startswith(_WHITEOUT):
-                self._whiteout(parent, parts[-1], member.name)
-                return
+        parent = self._entered.enter(parts[:-1], member.name)
+        if parts[-1].startswith(_WHITEOUT):
+            self._whiteout(parent, parts, member.name)
+        elif member.isdir():
+            self._make_directory(parent, parts, member)
+        else:
             self._make(parent, parts, member, tar)
+
+    def close(self) -> None:
+        """Give the directories back."""
+        self._entered.leave(0)
+        self._linked.leave(0)
+
+    def _clear(self, parent: int, parts: tuple[str, ...]) -> None:
+        """What an earlier entry of the same layer made under this name goes."""
+        self._linked.forget(parts)  # what is `_entered` now is the parent
+        _remove(parent, parts[-1])
 
     def _resolve(self, parts: tuple[str, ...], name: str) -> tuple[str, ...]:
         """The same entry with the links of lower layers on its way followed, inside the root."""
         parents = parts[:-1]
-        if parents and self._below.lowers and parents not in self._places:
+        if parents and self._lowers and parents not in self._places:
             self._places[parents] = self._follow(parents, name)
         return (*self._places.get(parents, parents), parts[-1])
 
@@ -256,24 +145,12 @@ class _Applier:
     def finish(self) -> None:
         """The times of directories, which every entry made in them has changed. Deepest first."""
         for parts in sorted(self._times, key=len, reverse=True):
-            with self._parent((*parts, "."), "/".join(parts)) as directory:
-                os.utime(f"/proc/self/fd/{directory}", (self._times[parts], self._times[parts]))
-
-    @contextlib.contextmanager
-    def _parent(self, parts: tuple[str, ...], name: str) -> Iterator[int]:
-        """The directory that holds the last part; missing ones are made."""
-        with contextlib.ExitStack() as opened:
-            fd = self._root
-            for depth, part in enumerate(parts[:-1]):
-                fd, is_new = _step(fd, part, name)
-                opened.callback(os.close, fd)
-                if is_new:
-                    self._imitate(fd, parts[: depth + 1])
-            yield fd
+            directory = self._entered.enter(parts, "/".join(parts))
+            os.utime(f"/proc/self/fd/{directory}", (self._times[parts], self._times[parts]))
 
     def _imitate(self, fd: int, place: tuple[str, ...]) -> None:
         """A directory that this layer needs and does not name: as the layers below have it, for it will stand before theirs."""
-        lower = self._below.lookup("/" + "/".join(place)) if self._below.lowers and not is_opaque(f"/proc/self/fd/{fd}") else None
+        lower = self._below.lookup("/" + "/".join(place)) if self._lowers and not is_opaque(f"/proc/self/fd/{fd}") else None
         if lower is None or not lower.is_dir:
             return
         here = f"/proc/self/fd/{fd}"
@@ -285,7 +162,8 @@ class _Applier:
                 os.setxattr(here, key, os.getxattr(lower.source, key, follow_symlinks=False))
         self._times[place] = lower.stat.st_mtime
 
-    def _whiteout(self, parent: int, base: str, name: str) -> None:
+    def _whiteout(self, parent: int, parts: tuple[str, ...], name: str) -> None:
+        base = parts[-1]
         if base == _OPAQUE:
             os.setxattr(f"/proc/self/fd/{parent}", OPAQUE[0], b"y")
             return
@@ -294,25 +172,16 @@ class _Applier:
         hidden = base.removeprefix(_WHITEOUT)
         if hidden in ("", ".", ".."):
             raise UnsafeLayer(f"layer entry {name!r}: a whiteout that names {hidden or 'nothing'!r}", path=name)
-        _remove(parent, hidden)
+        self._clear(parent, (*parts[:-1], hidden))
         os.mknod(hidden, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
 
     def _make(self, parent: int, parts: tuple[str, ...], member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-        name = parts[-1]
-        if member.isdir():
-            self._make_directory(parent, parts, member)
-            return
-        _remove(parent, name)
-        if member.islnk():
-            self._link(parent, name, member)
-        elif member.issym():
-            os.symlink(member.linkname, name, dir_fd=parent)
-            give(f"/proc/self/fd/{parent}/{name}", member.uid, member.gid)
-            os.utime(name, (member.mtime, member.mtime), dir_fd=parent, follow_symlinks=False)
-        elif member.isreg():
-            self._make_file(parent, name, member, tar)
-        else:
-            self._make_special(parent, name, member)
+        make = next((make for is_kind, make in _MAKERS if is_kind(member)), _Applier._make_special)
+        try:
+            make(self, parent, parts[-1], member, tar)
+        except FileExistsError:
+            self._clear(parent, parts)
+            make(self, parent, parts[-1], member, tar)
 
     def _make_directory(self, parent: int, parts: tuple[str, ...], member: tarfile.TarInfo) -> None:
         try:
@@ -329,15 +198,20 @@ class _Applier:
     def _make_file(self, parent: int, name: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         try:
-            content = tar.extractfile(member)
-            while content is not None and (data := content.read(_CHUNK)):
-                _write(fd, data, holes=member.issparse())
-            os.ftruncate(fd, member.size)
+            if member.issparse():
+                _write_sparse(fd, member, tar)
+            else:
+                _write_plain(fd, member, tar)
             self._finish(fd, member)
         finally:
             os.close(fd)
 
-    def _make_special(self, parent: int, name: str, member: tarfile.TarInfo) -> None:
+    def _make_symlink(self, parent: int, name: str, member: tarfile.TarInfo, _: tarfile.TarFile) -> None:
+        os.symlink(member.linkname, name, dir_fd=parent)
+        give(f"/proc/self/fd/{parent}/{name}", member.uid, member.gid)
+        os.utime(name, (member.mtime, member.mtime), dir_fd=parent, follow_symlinks=False)
+
+    def _make_special(self, parent: int, name: str, member: tarfile.TarInfo, _: tarfile.TarFile) -> None:
         device = (member.devmajor, member.devminor)
         if member.isfifo():
             os.mkfifo(name, 0o600, dir_fd=parent)
@@ -350,16 +224,16 @@ class _Applier:
         give(f"/proc/self/fd/{parent}/{name}", member.uid, member.gid)
         os.chmod(name, member.mode & 0o7777, dir_fd=parent)
 
-    def _link(self, parent: int, name: str, member: tarfile.TarInfo) -> None:
+    def _make_link(self, parent: int, name: str, member: tarfile.TarInfo, _: tarfile.TarFile) -> None:
         target = _parts(member.linkname)
         if not target:
             raise UnsafeLayer(f"layer entry {member.name!r}: a hard link to the root", path=member.name)
-        with self._parent(target, member.name) as other:
-            try:
-                os.link(target[-1], name, src_dir_fd=other, dst_dir_fd=parent, follow_symlinks=False)
-            except FileNotFoundError as err:
-                message = f"layer entry {member.name!r}: a hard link to {member.linkname!r}, which is not in this layer"
-                raise UnsafeLayer(message, path=member.name) from err
+        other = self._linked.enter(target[:-1], member.name)
+        try:
+            os.link(target[-1], name, src_dir_fd=other, dst_dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError as err:
+            message = f"layer entry {member.name!r}: a hard link to {member.linkname!r}, which is not in this layer"
+            raise UnsafeLayer(message, path=member.name) from err
 
     def _finish(self, fd: int, member: tarfile.TarInfo) -> None:
         """Owner before mode: chown clears the setuid bit."""
@@ -372,6 +246,52 @@ class _Applier:
         os.utime(fd, (member.mtime, member.mtime))
 
 
+_Maker = Callable[[_Applier, int, str, tarfile.TarInfo, tarfile.TarFile], None]
+_MAKERS: tuple[tuple[Callable[[tarfile.TarInfo], bool], _Maker], ...] = (
+    (tarfile.TarInfo.isreg, _Applier._make_file),
+    (tarfile.TarInfo.issym, _Applier._make_symlink),
+    (tarfile.TarInfo.islnk, _Applier._make_link),
+)
+"""All of them raise FileExistsError, and have done nothing, where an earlier entry of the layer stands; the rest is special."""
+
+
+class _Descent:
+    """The directories on the way to the last entry, kept open: the next entry mostly lies beside it. Missing ones are made, and
+    `on_new` is told."""
+
+    def __init__(self, root: int, on_new: Callable[[int, tuple[str, ...]], None]) -> None:
+        self._on_new = on_new
+        self._parts: list[str] = []
+        self._fds = [root]
+
+    def enter(self, parts: tuple[str, ...], name: str) -> int:
+        """The directory of these parts. UnsafeLayer when something on the way is none."""
+        common = 0
+        for mine, wanted in zip(self._parts, parts, strict=False):
+            if mine != wanted:
+                break
+            common += 1
+        self.leave(common)
+        for part in parts[common:]:
+            fd, is_new = _step(self._fds[-1], part, name)
+            self._parts.append(part)
+            self._fds.append(fd)
+            if is_new:
+                self._on_new(fd, parts[: len(self._parts)])
+        return self._fds[-1]
+
+    def leave(self, depth: int) -> None:
+        """Keep no more than so many."""
+        while len(self._parts) > depth:
+            self._parts.pop()
+            os.close(self._fds.pop())
+
+    def forget(self, parts: tuple[str, ...]) -> None:
+        """What stands at this place will be another."""
+        if tuple(self._parts[: len(parts)]) == parts:
+            self.leave(len(parts) - 1)
+
+
 @contextlib.contextmanager
 def _opened(directory: str) -> Iterator[int]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -381,14 +301,32 @@ def _opened(directory: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _write(fd: int, data: bytes, *, holes: bool) -> None:
-    """Write all of it; a sparse file keeps its holes, or a few bytes of tar would become terabytes of disk."""
-    if holes and not data.strip(b"\0"):
-        os.lseek(fd, len(data), os.SEEK_CUR)
-        return
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+def _write_plain(fd: int, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    """The content right behind the header, past tarfile's own reader, which takes 40 µs a file."""
+    left = member.size
+    while left:
+        data = tar.fileobj.read(min(left, _CHUNK))
+        if not data:
+            raise tarfile.ReadError("unexpected end of data")
+        left -= len(data)
+        _write(fd, data)
+
+
+def _write_sparse(fd: int, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    """A sparse file keeps its holes, or a few bytes of tar would become terabytes of disk."""
+    content = tar.extractfile(member)
+    while content is not None and (data := content.read(_CHUNK)):
+        if data.strip(b"\0"):
+            _write(fd, data)
+        else:
+            os.lseek(fd, len(data), os.SEEK_CUR)
+    os.ftruncate(fd, member.size)
+
+
+def _write(fd: int, data: bytes) -> None:
+    written = os.write(fd, data)
+    while written < len(data):
+        written += os.write(fd, memoryview(data)[written:])
 
 
 def _parts(name: str) -> tuple[str, ...]:

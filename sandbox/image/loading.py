@@ -16,9 +16,9 @@ from typing import IO
 import msgspec
 
 from sandbox.errors import InvalidImage, InvalidReference
-from sandbox.image.apply import decompressed
 from sandbox.image.blobs import check
 from sandbox.image.layout import NAME_NOTE, TAG_NOTE, DockerEntry, blob_name
+from sandbox.image.plain import decompressed
 from sandbox.image.reference import Reference
 from sandbox.image.store import LOADING, Image, Store
 from sandbox.image.tarinput import STREAM_ERRORS, CappedInfo

@@ -13,7 +13,7 @@ import fcntl
 import io
 import os
 import sqlite3
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -133,31 +133,45 @@ class Store:
         self._catalog.add_snapshot(row)
         return self._snapshot(row)
 
-    def apply_layer(self, parent: Digest | None, layer: Descriptor, *, diff_id: Digest) -> Snapshot:
-        """The snapshot of a stored layer blob above `parent`; DigestMismatch when its tar is not `diff_id`, UnsafeLayer."""
+    def apply_layer(
+        self, parent: Digest | None, layer: Descriptor, *, diff_id: Digest, wait_parent: Callable[[], object] = bool
+    ) -> Snapshot:
+        """The snapshot of a stored layer blob above `parent` (see `apply_stream`); DigestMismatch when its tar is not `diff_id`,
+        UnsafeLayer."""
         with self.shared(), _disk_errors("layer"):
             self._catalog.add_layer(diff_id, layer)
             row = self._catalog.snapshot(chain_id_above(parent, diff_id))
             if row is not None:
                 return self._snapshot(row)
             with self.open_blob(layer) as blob:
-                return self.apply_stream(parent, layer, blob, diff_id=diff_id)
+                return self.apply_stream(parent, layer, blob, diff_id=diff_id, wait_parent=wait_parent)
 
-    def apply_stream(self, parent: Digest | None, layer: Descriptor, stream: IO[bytes], *, diff_id: Digest) -> Snapshot:
-        """As `apply_layer`, of bytes that are still on their way here; `stream` raises at its end when they are not the layer's."""
-        from sandbox.image.apply import HashingReader, apply_tar, bomb_limit, decompressed  # with tarfile: only when a layer comes in
+    def apply_stream(
+        self, parent: Digest | None, layer: Descriptor, stream: IO[bytes], *, diff_id: Digest, wait_parent: Callable[[], object] = bool
+    ) -> Snapshot:
+        """As `apply_layer`, of bytes that are still on their way here; `stream` raises at its end when they are not the layer's.
+        `wait_parent`: returns when the parent is there, which need not be before it is called, or raises."""
+
+        def lowers() -> Sequence[str]:
+            wait_parent()
+            return self.lowers(parent)
+
+        from sandbox.image.apply import apply_tar  # with tarfile: only when a layer comes in
+        from sandbox.image.plain import HashingReader, ReadAhead, bomb_limit, decompressed
 
         with self.shared(), _disk_errors("layer"), self.draft() as draft, decompressed(stream) as plain:
             counted = HashingReader(plain, bomb_limit(layer.size), f"layer {layer.digest[:19]}…")
-            whole = counted.stream
-            apply_tar(whole, draft.upper, self.lowers(parent))
-            while whole.read(1 << 20):  # what the tar reader left after the end marker counts for the digest
-                continue
+            with contextlib.closing(io.BufferedReader(ReadAhead(counted.stream), 1 << 20)) as whole:
+                apply_tar(whole, draft.upper, lowers if parent else ())
+                while whole.read(1 << 20):  # what the tar reader left after the end marker counts for the digest
+                    continue
             if counted.digest != diff_id:
                 message = f"layer {layer.digest[:19]}…: expected diff_id {diff_id}, got {counted.digest}"
                 raise DigestMismatch(message, expected=diff_id, actual=counted.digest)
+            size = content_size(draft.upper)
+            wait_parent()
             self._catalog.add_layer(diff_id, layer)
-            return self._adopt(draft, parent, diff_id, content_size(draft.upper), counted.size, regenerable=False)
+            return self._adopt(draft, parent, diff_id, size, counted.size, regenerable=False)
 
     def partial_blob(self, digest: str, wait: Callable[[Callable[[], bool]], None]) -> AbstractContextManager[Partial | None]:
         """A blob that is fetched by us alone (see Blobs.partial); hold `shared` meanwhile."""
@@ -274,7 +288,7 @@ class Store:
         if row.regenerable:
             upper = self._snapshots / row.chain_id.hex
             return promised, verified(io.BufferedReader(ChangesetReader(Changeset(upper, self.lowers(row.parent)))), promised)
-        from sandbox.image.apply import opened_plain
+        from sandbox.image.plain import opened_plain
 
         for blob in self._catalog.layer_blobs(row.diff_id):
             if self._blobs.has(blob.digest):

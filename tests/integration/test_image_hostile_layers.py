@@ -60,6 +60,14 @@ HOSTILE = {
     "whiteout through a link": [entry("out", tarfile.SYMTYPE, ".."), entry("out/.wh.canary")],
     "a device that is a whiteout": [entry("gone", tarfile.CHRTYPE, device=(0, 0))],
     "unknown kind": [entry("odd", b"Z")],
+    "a directory just written into becomes a link": [entry("d/a"), entry("d", tarfile.SYMTYPE, ".."), entry("d/canary")],
+    "and its subdirectory": [entry("d/e/a"), entry("d", tarfile.SYMTYPE, "../.."), entry("d/e/canary")],
+    "a directory just linked from becomes a link": [
+        entry("d/canary"),
+        entry("one", tarfile.LNKTYPE, "d/canary"),
+        entry("d", tarfile.SYMTYPE, ".."),
+        entry("two", tarfile.LNKTYPE, "d/canary"),
+    ],
 }
 
 
@@ -78,6 +86,19 @@ def test_file_replaces_a_link_instead_of_following_it(layer: Path) -> None:
     apply_tar(tar_of(entry("f", tarfile.SYMTYPE, "../canary"), entry("f")), layer)
     assert (layer / "f").read_text() == "dead"
     assert not (layer / "f").is_symlink()
+
+
+def test_what_follows_a_removed_directory_lands_in_a_new_one(layer: Path) -> None:
+    apply_tar(tar_of(entry("d/e/a"), entry(".wh.d"), entry("d/e/b")), layer)
+    assert [path.name for path in (layer / "d/e").iterdir()] == ["b"]
+    assert os.getxattr(layer / "d", "user.overlay.opaque") == b"y"
+
+
+def test_a_hard_link_into_a_directory_made_anew_finds_the_new_one(layer: Path) -> None:
+    first = [entry("d/a"), entry("one", tarfile.LNKTYPE, "d/a"), entry(".wh.d")]
+    apply_tar(tar_of(*first, entry("d/a"), entry("two", tarfile.LNKTYPE, "d/a")), layer)
+    assert (layer / "two").samefile(layer / "d/a")
+    assert not (layer / "one").samefile(layer / "d/a")
 
 
 def test_whiteout_becomes_overlays_own(layer: Path) -> None:

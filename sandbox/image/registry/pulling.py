@@ -1,13 +1,15 @@
 """An image from a registry into the store: layers fetched at the same time, each verified while it is read, unpacked while it comes.
 
-Layers are unpacked in order (each above the ones below), by one thread, from files that the fetching threads still write.
+Layers are unpacked from files that the fetching threads still write, as many at once as there are processors; one that depends on
+what lies below it waits for that, and each is taken into the store after the ones below.
 Nothing has a name before everything is here: what fails leaves at most files that the next pull goes on with.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Literal, NoReturn, TypeVar
@@ -24,7 +26,7 @@ from sandbox.image.registry.fetching import Fetcher
 from sandbox.image.registry.platforms import choose, fits, platform_text, this_platform
 from sandbox.image.registry.progress import BlobProgress, OnTransfer, Teller, TransferDone, TransferStarted, TransferWarning, ignore
 from sandbox.image.registry.repository import RawManifest, Repository
-from sandbox.image.store import Image, Store, chain_id_above
+from sandbox.image.store import Image, Store
 from sandbox.oci import (
     CONFIG_TYPE,
     DOCKER_CONFIG,
@@ -35,6 +37,7 @@ from sandbox.oci import (
     Index,
     Manifest,
     Platform,
+    chain_ids,
     decode,
     oci_layer,
 )
@@ -172,6 +175,25 @@ def _check_platform(config: ImageConfig, wanted: Platform | None, reference: Ref
     tell(TransferWarning(f"{reference.familiar} is for {platform_text(offered)}; this machine is {platform_text(this_platform())}"))
 
 
+class _Step(msgspec.Struct, frozen=True):
+    """One layer of a stack."""
+
+    layer: Descriptor
+    diff_id: Digest
+    chain_id: Digest
+    parent: Digest | None
+
+
+def _steps(layers: Sequence[Descriptor], diff_ids: Sequence[str]) -> Iterator[_Step]:
+    stack = chain_ids(diff_ids)
+    for layer, diff_id, chain_id, parent in zip(layers, diff_ids, stack, [None, *stack[:-1]], strict=True):
+        yield _Step(layer, Digest.parse(diff_id), chain_id, parent)
+
+
+def _processors() -> int:
+    return max(1, len(os.sched_getaffinity(0)))
+
+
 class _Layers(msgspec.Struct):
     """Brings the layers of one image."""
 
@@ -182,39 +204,40 @@ class _Layers(msgspec.Struct):
 
     def bring(self, found: _Found) -> None:
         layers = found.manifest.value.layers
-        diff_ids = [Digest.parse(text) for text in found.config.value.rootfs.diff_ids]
         missing = {layer.digest: layer for layer in layers if not self.store.has_blob(layer.digest)}
         for layer in layers:
             if layer.digest not in missing:
                 self.tell(BlobProgress(layer.digest, "present", layer.size, layer.size))
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="pull") as pool:
+        with ThreadPoolExecutor(_AT_ONCE, "pull") as pool, ThreadPoolExecutor(_processors(), "unpack") as unpackers:
             fetches = {digest: pool.submit(self.fetcher.fetch, layer) for digest, layer in missing.items()}
             try:
-                parent: Digest | None = None
-                for layer, diff_id in zip(layers, diff_ids, strict=True):
-                    parent = self._apply(parent, layer, diff_id, layer.digest in missing)
-                for fetch in fetches.values():
-                    fetch.result()
+                applies: list[Future[None]] = []
+                for step in _steps(layers, found.config.value.rootfs.diff_ids):
+                    # In order: what a layer waits for is done, or another thread is at it.
+                    below = applies[-1].result if applies else bool
+                    applies.append(unpackers.submit(self._apply, step, below, step.layer.digest in missing))
+                for future in (*applies, *fetches.values()):
+                    future.result()
             except BaseException as err:  # noqa: BLE001 (raised again below)
                 self.access.stop.set()
-                pool.shutdown(cancel_futures=True)
+                for executor in (pool, unpackers):
+                    executor.shutdown(cancel_futures=True)
                 _raise_cause(err, fetches.values())
 
-    def _apply(self, parent: Digest | None, layer: Descriptor, diff_id: Digest, is_coming: bool) -> Digest:
+    def _apply(self, step: _Step, wait_parent: Callable[[], object], is_coming: bool) -> None:
         """The snapshot of a layer above its parent; made by one of those who want it."""
-        chain_id = chain_id_above(parent, diff_id)
-        with Flights(self.store.root, self.access.poll).hold(f"layer-{chain_id.hex}"):
-            if self._has(chain_id):
+        layer, diff_id = step.layer, step.diff_id
+        with Flights(self.store.root, self.access.poll).hold(f"layer-{step.chain_id.hex}"):
+            if self._has(step.chain_id):
                 if is_coming:
                     self.fetcher.growing(layer).wait_whole()
                 self.store.note_layer(diff_id, oci_layer(layer))
             elif is_coming:
                 with self.fetcher.reader(layer) as stream:
-                    self.store.apply_stream(parent, layer, stream, diff_id=diff_id)
+                    self.store.apply_stream(step.parent, layer, stream, diff_id=diff_id, wait_parent=wait_parent)
             else:
-                self.store.apply_layer(parent, layer, diff_id=diff_id)
+                self.store.apply_layer(step.parent, layer, diff_id=diff_id, wait_parent=wait_parent)
         self.tell(BlobProgress(layer.digest, "done", layer.size, layer.size))
-        return chain_id
 
     def _has(self, chain_id: str) -> bool:
         try:
