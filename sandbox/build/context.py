@@ -20,7 +20,7 @@ from e2b_dockerfile_utils import PatternMatcher
 
 from sandbox.build.globs import expand_glob, is_wild, literal
 from sandbox.errors import BuildError
-from sandbox.image.owners import NOTE
+from sandbox.image.owners import NOTE, owner_of
 from sandbox.image.tree import Entry, Tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,8 +35,11 @@ class Source(Protocol):
     """A tree that COPY reads: paths are absolute within it, links resolve within it."""
 
     @property
-    def keeps_owner(self) -> bool:
-        """Whether files keep their uid and gid (an image's do, a context's become 0:0)."""
+    def is_image(self) -> bool:
+        """Whether it is an image's; a context's files are all root's, and it gives no devices."""
+
+    def owner(self, entry: Entry) -> tuple[int, int]:
+        """The uid and gid it arrives with."""
 
     def lookup(self, path: str, *, follow: bool = False) -> Entry | None:
         """The entry at this path; links in the way are resolved, the last component only with `follow`."""
@@ -101,7 +104,7 @@ def _clean(path: str) -> list[str]:
 class TreeSource:
     """The file system of an image or of a finished stage."""
 
-    keeps_owner = True
+    is_image = True
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
@@ -109,6 +112,10 @@ class TreeSource:
     def lookup(self, path: str, *, follow: bool = False) -> Entry | None:
         """As Source."""
         return self._tree.lookup(path, follow=follow)
+
+    def owner(self, entry: Entry) -> tuple[int, int]:
+        """As Source; also one that could only be noted (`image.owners`)."""
+        return owner_of(os.fsencode(entry.source), entry.stat)
 
     def scandir(self, path: str) -> list[Entry]:
         """As Source."""
@@ -148,7 +155,7 @@ class Context:
     neither is read. Threads may use it at the same time.
     """
 
-    keeps_owner = False
+    is_image = False
 
     def __init__(self, root: Path, ignore_file: Path | None = None, *, ignoring: bool = True) -> None:
         try:
@@ -202,6 +209,10 @@ class Context:
                 continue
             names.append(name)
         return entry if entry is not None and self._is_visible(entry) else None
+
+    def owner(self, entry: Entry) -> tuple[int, int]:  # noqa: ARG002 (the protocol's)
+        """As Source: root's, whoever has it here."""
+        return 0, 0
 
     def scandir(self, path: str) -> list[Entry]:
         """As Source; without what .dockerignore hides. The path must not lead through links."""

@@ -228,9 +228,8 @@ def content_digest(source: Source, match: Match, memory: Memory) -> str:
 def _record(source: Source, entry: Entry, memory: Memory) -> Iterator[bytes]:
     """What counts of one entry, its name apart."""
     status, kind = entry.stat, kind_of(entry)
-    owner = (status.st_uid, status.st_gid) if source.keeps_owner else (0, 0)
     mode = 0 if kind == "l" else stat.S_IMODE(status.st_mode)
-    yield b"%b %o %d %d\0" % (kind.encode(), mode, *owner)
+    yield b"%b %o %d %d\0" % (kind.encode(), mode, *source.owner(entry))
     if kind == "-":
         yield memory.file_digest(status, lambda: source.open(entry))
     elif kind == "l":

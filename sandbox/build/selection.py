@@ -37,9 +37,13 @@ class View(msgspec.Struct):
     _seen: dict[str, list[Entry]] = msgspec.field(default_factory=dict)
 
     @property
-    def keeps_owner(self) -> bool:
+    def is_image(self) -> bool:
         """As Source."""
-        return self.source.keeps_owner
+        return self.source.is_image
+
+    def owner(self, entry: Entry) -> tuple[int, int]:
+        """As Source."""
+        return self.source.owner(entry)
 
     def lookup(self, path: str, *, follow: bool = False) -> Entry | None:
         """As Source; without regard to the view."""

@@ -113,9 +113,9 @@ class LayerWriter:
         place = self.place(entry.path)
         if entry.source == place:
             return
-        status = entry.stat
-        self.new_directory(entry.path, (status.st_uid, status.st_gid), stat.S_IMODE(status.st_mode), status.st_mtime_ns)
-        for name, value in TreeSource(self.tree).xattrs(entry).items():
+        status, below = entry.stat, TreeSource(self.tree)
+        self.new_directory(entry.path, below.owner(entry), stat.S_IMODE(status.st_mode), status.st_mtime_ns)
+        for name, value in below.xattrs(entry).items():
             os.setxattr(place, name, value)
 
     def restamp(self, path: str, owner: Owner, mode: int, mtime_ns: int) -> None:
@@ -229,7 +229,7 @@ class _Copy:
         os.utime(place, ns=(entry.stat.st_mtime_ns, entry.stat.st_mtime_ns), follow_symlinks=False)
 
     def _node(self, entry: Entry, place: str) -> None:
-        if not self._source.keeps_owner and not stat.S_ISFIFO(entry.stat.st_mode):
+        if not self._source.is_image and not stat.S_ISFIFO(entry.stat.st_mode):
             raise BuildError(f"{entry.path.lstrip('/')}: a device, not copied from a build context")
         os.mknod(place, stat.S_IFMT(entry.stat.st_mode) | 0o600, entry.stat.st_rdev)
         self._writer.own(place, self._owner(entry))
@@ -241,9 +241,7 @@ class _Copy:
             os.setxattr(target, name, value)
 
     def _owner(self, entry: Entry) -> Owner:
-        if self._manner.owner is not None:
-            return self._manner.owner
-        return (entry.stat.st_uid, entry.stat.st_gid) if self._source.keeps_owner else ROOT
+        return self._source.owner(entry) if self._manner.owner is None else self._manner.owner
 
     def _mode(self, entry: Entry) -> int:
         mode = stat.S_IMODE(entry.stat.st_mode)
