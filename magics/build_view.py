@@ -143,8 +143,8 @@ def short_id(image_id: str) -> str:
 
 
 def familiar(reference: str) -> str:
-    """docker's short form of a canonical name."""
-    return reference.removeprefix("docker.io/").removeprefix("library/")
+    """docker's short form of a canonical name, or of an id."""
+    return short_id(reference) if reference.startswith("sha256:") else reference.removeprefix("docker.io/").removeprefix("library/")
 
 
 def _cells(row: StepRow, total: int) -> tuple[str, str, str, str]:
@@ -165,7 +165,7 @@ def build_text(view: BuildView) -> str:
     """The build as text: a head line, then one line a step."""
     lines = [view.summary()]
     if view.earlier:
-        lines.append(f"  {view.earlier} step{'' if view.earlier == 1 else 's'} of earlier cells (goes on from {view.continues})")
+        lines.append(f"  {view.earlier} step{'' if view.earlier == 1 else 's'} of earlier cells (goes on from {familiar(view.continues or '')})")
     for row in view.own_rows:
         step, size, took, text = _cells(row, view.total)
         lines.append(f"  {step:>5}  {size:>8}  {took:>8}  {text if len(text) <= _WIDEST else text[: _WIDEST - 1] + '…'}")
@@ -179,7 +179,7 @@ def build_html(view: BuildView) -> str:
     head = f'<div style="padding:2px 0;{RED if view.failed else ""}">{html.escape(view.summary())}</div>'
     rows = "".join(_html_row(row, view.total) for row in view.own_rows)
     if view.earlier:
-        earlier = f"{view.earlier} step{'' if view.earlier == 1 else 's'} of earlier cells (goes on from {view.continues})"
+        earlier = f"{view.earlier} step{'' if view.earlier == 1 else 's'} of earlier cells (goes on from {familiar(view.continues or '')})"
         rows = f'<tr><td colspan="4" style="{_CELL}{GREY}">{html.escape(earlier)}</td></tr>' + rows
     warnings = "".join(f'<div style="{GREY}">warning: {html.escape(_warning(view, each))}</div>' for each in view.warnings)
     table = f'<table style="border-collapse:collapse;margin:0;font-size:inherit">{rows}</table>'

@@ -132,5 +132,5 @@ def usage_line(result: CellResult) -> str:
     parts.append("" if used.cpu is None else f"cpu {seconds_text(used.cpu)}")
     parts.append("" if used.peak_memory is None else f"peak {memory_text(used.peak_memory, result.memory_limit)}")
     parts.append("" if used.peak_pids is None else f"{used.peak_pids} proc{'' if used.peak_pids == 1 else 's'}")
-    parts += ["net off" if result.network == "none" else f"net {result.network}", result.program]
+    parts += [{"none": "net off", "": ""}.get(result.network, f"net {result.network}"), result.program]
     return ("✓ " if result.ok else "✗ ") + " · ".join(part for part in parts if part)

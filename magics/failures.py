@@ -24,16 +24,10 @@ _SHELLS = ("bash", "sh", "python3", "python", "node", "perl", "ruby")
 def failure_of(completed: Completed, invocation: Invocation, *, where: str, facts: ImageFacts) -> CellFailed:
     """The error a completed cell stands for. Its message is free of ids and durations, since nbval compares it."""
     kind = _kind(completed)
-    if kind == "exec":
-        return CellFailed(
-            f"{invocation.program}: {'not found' if completed.exit_code == 127 else 'cannot be executed'} in {where}",
-            kind=kind,
-            exit_code=completed.exit_code,
-            usage=completed.usage,
-            hint=_other_program(invocation, facts),
-        )
-    message = completed.reason or _message(completed, invocation)
-    return CellFailed(message, kind=kind, exit_code=completed.exit_code, usage=completed.usage)
+    message, hint = completed.reason or _message(completed, invocation), None
+    if kind == "exec" and message.startswith(f"{invocation.program}: "):
+        message, hint = f"{message} in {where}" if message.endswith(": not found") else message, _other_program(invocation, facts)
+    return CellFailed(message, kind=kind, exit_code=completed.exit_code, usage=completed.usage, hint=hint)
 
 
 def _kind(completed: Completed) -> str:
@@ -138,7 +132,15 @@ def _hint(error: SandboxError) -> list[str]:
     """The remedy; a command line is turned into the cell that does the same (a cell has no terminal for `run -it`)."""
     if error.hint and (match := _LOOK_INSIDE.fullmatch(error.hint)):
         return [f"  look inside: %%container {match[1]}"]
-    return [f"  hint: {error.hint}"] if error.hint else []
+    return [f"  hint: {as_magic(error.hint)}"] if error.hint else []
+
+
+_COMMAND = re.compile(r"(?<![\w/-])sandbox (?=[a-z-])")
+
+
+def as_magic(hint: str) -> str:
+    """The hint with the command line's words as a notebook says them."""
+    return _COMMAND.sub("%container ", hint)
 
 
 def _family(error: SandboxError) -> str:
@@ -146,6 +148,12 @@ def _family(error: SandboxError) -> str:
     if type(error) in (StepFailed,):
         return BuildError.__name__
     return ContainerError.__name__ if isinstance(error, CellFailed) else type(error).__name__
+
+
+def shown_lines(error: SandboxError) -> list[str]:
+    """What the cell shows of the error: a traceback of its own, when it has one."""
+    own = getattr(error, "_render_traceback_", None)
+    return own() if own else error_lines(error)
 
 
 Shown = TypeVar("Shown", bound=BaseException)

@@ -16,20 +16,14 @@ Values = dict[str, Any]  # Any: each row's converter has a type of its own; a fi
 HELP = Option(("-h", "--help"), "help", "show this", convert=None)
 
 LATER: dict[str, str] = {
-    "-p": "published ports",
-    "--publish": "published ports",
-    "--mount": "docker's long form of mounts",
-    "--dns": "container networks",
     "--gpus": "GPUs",
-    "--stop-timeout": "a stop time-out of its own",
-    "--platform": "other platforms",
+    "--platform": "programs of other platforms",
 }
-"""Flags of the grammar that another piece of work brings: refused by name, never ignored."""
+"""Flags of docker's that are not built: refused by name, never ignored."""
 
 _INSTEAD = {
-    "-p": "use --network host",
-    "--publish": "use --network host",
-    "--mount": "use -v SRC:DST",
+    "--gpus": "--device /dev/NAME gives a device of the host",
+    "--platform": "`%container pull --platform` brings an image of another one",
 }
 
 _CANNOT_MEAN = {"-f": ("-f: the cell's body is the Dockerfile", "use %container build -f FILE CONTEXT")}
@@ -76,7 +70,7 @@ def _unknown(name: str, by_name: Mapping[str, Option]) -> InvalidOption:
         message, hint = _CANNOT_MEAN[name]
         return InvalidOption(message, hint=hint)
     if name in LATER:
-        return InvalidOption(f"{name}: not supported yet ({LATER[name]})", hint=_INSTEAD.get(name))
+        return InvalidOption(f"{name}: not supported ({LATER[name]})", hint=_INSTEAD.get(name))
     near = difflib.get_close_matches(name, by_name, n=1)
     return InvalidOption(f"{name}: no such option", hint=f"did you mean {near[0]}?" if near else "--help lists them")
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 from magics.display import Bundle, Publish
 from sandbox.engine import Completed, Container
 from sandbox.errors import ContainerError
+from sandbox.runtime.spec import Usage
 
 _TAIL = 5
 _INTERVAL = 1.0
@@ -28,8 +29,20 @@ class Handle:
 
     @property
     def status(self) -> str:
-        """created, running or exited."""
-        return self.container.status
+        """running, paused, restarting, exited or removed."""
+        status = self.container.status
+        return "removed" if status == "created" else status  # it was started before it became a handle
+
+    @property
+    def completed(self) -> Completed | None:
+        """How it ended; None before that, and once it is removed."""
+        return self.container.completed
+
+    @property
+    def usage(self) -> Usage:
+        """What it has used until now, or in all."""
+        done = self.completed
+        return done.usage if done else self.container.usage()
 
     def logs(self, tail: int | None = None) -> str:
         """What it printed until now."""
@@ -39,8 +52,8 @@ class Handle:
         """Until it has ended; TimeoutError after `timeout` seconds."""
         return self.container.wait(timeout)
 
-    def stop(self, timeout: float = 10.0) -> None:
-        """End it: its stop signal, then SIGKILL."""
+    def stop(self, timeout: float | None = None) -> None:
+        """End it: its stop signal and, `timeout` seconds later (None: its --stop-timeout), SIGKILL."""
         self.container.stop(timeout)
 
     def remove(self) -> None:
@@ -95,6 +108,8 @@ class Handle:
         return f'<div class="sandbox-handle" style="{style}"><div>{html.escape(head)}</div>{lines}</div>'
 
     def _standing(self) -> str:
+        if self.status == "removed":
+            return "removed"
         standing = self.container.describe_status(datetime.now(UTC))
         done = self.container.completed
         return f"{standing} · {done.reason}" if done and done.reason else standing

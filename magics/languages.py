@@ -162,6 +162,8 @@ def _by_shebang(body: str) -> Invocation:
         words = [word for word in words[1:] if word != "-S"]
     if not words:
         raise InvalidInput("#! line: names no program")
+    if words[-1] == "-f":  # `awk -f`, `make -f`: a file has to follow
+        return Invocation((*words[1:], "/dev/stdin"), True, f"{' '.join(words)} (#! line)", words[0], (*words, "/dev/stdin"))
     return _inline(words, body, "#! line")
 
 

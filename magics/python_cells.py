@@ -18,7 +18,7 @@ from magics.untrusted import harmless
 from magics.verbs import Listed
 from sandbox.cli.formatting import Table, age_text
 from sandbox.errors import CellFailed, InvalidOption, SandboxError
-from sandbox.runtime.spec import Completed, Usage
+from sandbox.runtime.spec import Completed
 from sandbox.session.interpreter import CellCode, CellOutcome, Interpreter
 from sandbox.session.session import Session, Sessions
 
@@ -105,11 +105,13 @@ def run_once(interpreter: Interpreter, cell: RunCell, code: CellCode, front: Cel
 def run_in(session: Session, cell: RunCell, code: CellCode, front: CellFront, invocation: Invocation, facts: ImageFacts) -> Ended:
     """Run the cell in a session. A cell's own time-out interrupts it; the session stays."""
     outcome = session.run(code, front, timeout=cell.options.timeout)
-    completed = outcome.completed or Completed(outcome.exit_code, usage=Usage(wall=outcome.seconds))
+    completed = outcome.completed or Completed(outcome.exit_code, usage=outcome.usage)
     if outcome.status == "timeout":
         reason = f"interrupted: ran longer than --timeout {cell.options.timeout:g}s; its variables are kept"
-        completed = Completed(124, why="timeout", reason=reason, usage=Usage(wall=outcome.seconds))
-    result = cell_result(completed, program=f"session {session.name}, {invocation.chosen}", network=cell.options.network_name)
+        completed = Completed(124, why="timeout", reason=reason, usage=outcome.usage)
+    options = cell.options
+    chosen = f"session {session.name}, {invocation.chosen}"
+    result = cell_result(completed, program=chosen, network=options.network_name, memory_limit=options.memory)
     return Ended(result, _failure(outcome, completed, invocation, f"image {session.image}", facts), outcome.values)
 
 

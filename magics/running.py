@@ -14,7 +14,7 @@ from magics.handles import Handle
 from magics.images import image_facts
 from magics.languages import ImageFacts, Invocation, choose, choose_for_exec
 from magics.notebook import Notebook
-from magics.outfiles import Seen, bundle_of, out_files, save_files
+from magics.outfiles import MOST_SHOWN, Seen, bundle_of, out_files, save_file
 from magics.python_cells import CellFront, Ended, code_of, run_once
 from magics.warm_cells import WarmCells, safe
 from sandbox.engine import Engine, Streams
@@ -139,18 +139,24 @@ class Cells:
             else:
                 place, seen = used.enter_context(OutPlace(engine.root)), Seen()
             yield (place.mount,)
-            left = list(out_files(place.path, seen))
-            for file in left:
+            self._show_files(cell, place, seen)
+
+    def _show_files(self, cell: RunCell, place: OutPlace, seen: Seen) -> None:
+        count = 0
+        for count, file in enumerate(out_files(place.path, seen), 1):
+            if count <= MOST_SHOWN:
                 self._notebook.show(bundle_of(file, safe(cell)), {})
             if cell.cell.save_files:
-                save_files(left, cell.cell.save_files)
+                save_file(file, cell.cell.save_files)
+        if count > MOST_SHOWN:
+            display.say(f"… {count - MOST_SHOWN} more files in /out" + ("" if cell.cell.save_files else "; --save-files DIR keeps them"))
 
     def _finish(self, options: CellOptions, result: display.CellResult, failure: SandboxError | None) -> object:
         """The usage line; on a failure it stands above the error."""
         if failure is None:
             return result if options.stats else None
         if not options.raise_error:
-            display.say("\n".join(failures.error_lines(failure)), error=True)
+            display.say("\n".join(failures.shown_lines(failure)), error=True)
             return result if options.stats else None
         if options.stats:
             self._notebook.show(*result.bundle())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from magics.build_view import familiar
 from magics.verbs import Listed
 from sandbox.build import instructions as ins
 from sandbox.build.dockerfile import Dockerfile
@@ -33,7 +34,7 @@ def list_stages(dockerfile: Dockerfile, image: str) -> Listed:
     rows = [
         (each.name, each.base, str(each.steps), ", ".join(dict.fromkeys(names.get(use, use) for use in each.uses)), "") for each in stages
     ]
-    rows[-1] = (*rows[-1][:4], image)
+    rows[-1] = (*rows[-1][:4], familiar(image))
     keys = ("Stage", "From", "Steps", "Uses", "Image")
     return Listed(Table(tuple(key.upper() for key in keys), tuple(rows), tuple(dict(zip(keys, row, strict=True)) for row in rows)))
 

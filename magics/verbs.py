@@ -98,19 +98,26 @@ def verbs_text() -> str:
     from sandbox.cli import VERBS
 
     lines = [f"  {name:<10}{verb.help}" for section in VERBS.values() for name, verb in section.items()]
-    return "\n".join(["usage: %container VERB [ARGUMENTS]", "", *lines])
+    own = [f"  {name:<10}{help}" for name, help in _OWN.items()]
+    return "\n".join(["usage: %container VERB [ARGUMENTS]", "", *lines, *own, "", "%container VERB --help tells more."])
+
+
+_OWN = {"sessions": "List the sessions of this notebook", "reset": "End sessions: their variables and files go"}
 
 
 def run_verb(words: Sequence[str]) -> object:
     """Run a verb: what it has to tell as an object, None when it only printed. The last one when it tells of several things.
 
-    `--json` makes JSON of whatever it tells. ContainerError when its exit status is not 0 (it has said why).
+    `--json` makes JSON of whatever it tells. Raises the verb's own error; ContainerError when its exit status is not 0 (it has said why).
     """
     from sandbox.cli import run
 
+    if not words or words[0] in ("-h", "--help"):
+        say(verbs_text())
+        return None
     told: list[Told] = []
     as_json = "--json" in words and words[0] not in _PASSES_FLAGS_ON
-    code = run([word for word in words if not as_json or word != "--json"] or ["--help"], take=told.append)
+    code = run([word for word in words if not as_json or word != "--json"], take=told.append)
     found = [_JSON[type(each)](each) if as_json else each for each in told]
     objects = [_OBJECTS[type(each)](each) for each in found]
     if code:

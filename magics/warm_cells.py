@@ -21,6 +21,7 @@ from magics.verbs import Listed
 from sandbox.engine import Engine
 from sandbox.errors import InvalidOption
 from sandbox.image.store import Image
+from sandbox.options import RunOptions
 from sandbox.outplaces import OutPlace
 from sandbox.runtime.spec import Mount
 from sandbox.session.runners import Runner, runner_for
@@ -36,13 +37,34 @@ class Reader(msgspec.Struct, frozen=True):
     body: str
 
 
+class Begun(msgspec.Struct, frozen=True):
+    """How a session was begun: the program that reads its cells, and the flags of its container."""
+
+    program: tuple[str, ...]
+    options: RunOptions
+
+    def refuse_others(self, name: str, asked: RunOptions) -> None:
+        """InvalidOption for a flag its container was not made with."""
+        usual = RunOptions()
+        for field in RunOptions.__struct_fields__:
+            if field not in _OF_EACH_CELL and getattr(asked, field) not in (getattr(usual, field), getattr(self.options, field)):
+                flag = f"--{field.replace('_', '-')}"
+                raise InvalidOption(
+                    f"session {name}: was begun with another {flag}, or none",
+                    hint=f"%container reset {name} ends it; another name begins another one",
+                )
+
+
+_OF_EACH_CELL = ("timeout", "rm", "entrypoint")
+
+
 class WarmCells:
     """The sessions of one notebook."""
 
     def __init__(self, notebook: Notebook) -> None:
         self._notebook = notebook
         self._sessions = Sessions()
-        self._programs: dict[str, tuple[str, ...]] = {}
+        self._begun: dict[str, Begun] = {}
         self._places: dict[str, tuple[OutPlace, Seen]] = {}
 
     def close(self) -> None:
@@ -57,6 +79,7 @@ class WarmCells:
         code = code_of(replace(cell, body=reader.body), self._notebook.variables)
         invocation = replace(invocation, chosen=shlex.join(invocation.interpreter))
         session = self._session(engine, image, cell, reader, mounts)
+        cell = replace(cell, options=replace(self._begun[session.name].options, timeout=cell.options.timeout))
         with self._notebook.streams(cell.cell) as streams:
             front = CellFront(streams, self._notebook.may_ask(), safe(cell))
             try:
@@ -77,7 +100,7 @@ class WarmCells:
         cell = replace(cell, image=cell.image or found.image)
         if cell.cell.lang or cell.argv or cell.options.entrypoint or cell.body.startswith("#!"):
             return cell
-        return replace(cell, cell=replace(cell.cell, lang=shlex.join(self._programs[name])))
+        return replace(cell, cell=replace(cell.cell, lang=shlex.join(self._begun[name].program)))
 
     def place(self, engine: Engine, name: str) -> tuple[OutPlace, Seen]:
         """/out of a session, and the files of it already shown."""
@@ -110,13 +133,15 @@ class WarmCells:
             label = f"org.jupyter.sandbox.session={name}"
             options = replace(cell.options, timeout=None, label=(*cell.options.label, label))
             launch = partial(engine.interpreter, image, reader.program, options=options, mounts=mounts, runner=reader.runner)
-            self._programs[name] = reader.program
+            self._begun[name] = Begun(reader.program, cell.options)
             return self._sessions.add(Session(name, cell.image, launch, idle=IDLE_SECONDS))
         if found.image != cell.image:
             raise InvalidOption(f"session {name}: is of image {found.image}", hint=f"%container reset {name} ends it")
-        if self._programs[name] != reader.program:
-            ours = shlex.join(self._programs[name])
+        begun = self._begun[name]
+        if begun.program != reader.program:
+            ours = shlex.join(begun.program)
             raise InvalidOption(f"session {name}: runs {ours}, not {shlex.join(reader.program)}", hint="take another name for this one")
+        begun.refuse_others(name, cell.options)
         return found
 
     def _forget(self, name: str) -> None:

@@ -22,11 +22,11 @@ from sandbox.image.store import Image
 from sandbox.image.tree import Tree
 from sandbox.logs import LogLine
 from sandbox.records import ALIVE, Record, State, Status
-from sandbox.runtime.cgroups import Cgroup, Plan
+from sandbox.runtime.cgroups import Cgroup, Plan, reading
 from sandbox.runtime.container import OnOutput, Running, Streams, completed
 from sandbox.runtime.init import cgroup, control
 from sandbox.runtime.plan import Handling
-from sandbox.runtime.spec import Completed, Health, Limits, Mount, Pack, Port, Process
+from sandbox.runtime.spec import Completed, Health, Limits, Mount, Pack, Port, Process, Usage
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
@@ -69,6 +69,7 @@ class Container:
         self.command: tuple[str, ...] = record.spec.process.argv
         self.labels: Mapping[str, str] = record.labels
         self.created = datetime.fromtimestamp(record.created, UTC)
+        self.stop_timeout = record.stop_timeout
 
     def __repr__(self) -> str:
         return f"<Container {self.name} {self.id[:12]} {self.status}>"
@@ -151,14 +152,14 @@ class Container:
         """Start it in the background; WrongState when it runs."""
         self._engine._starter.start_detached(self._record)
 
-    def stop(self, timeout: float = 10.0) -> None:
-        """Send its stop signal and, `timeout` seconds later, SIGKILL; returns when it has ended, for good."""
+    def stop(self, timeout: float | None = None) -> None:
+        """Send its stop signal and, `timeout` seconds later (None: its --stop-timeout), SIGKILL; returns when it has ended, for good."""
         self._forbid_restart()
         if self.status == "restarting":
             self._wait_ended(None)
         if not self._signal(self._record.spec.stop_signal):
             return
-        if not self._wait_ended(timeout) and self._signal(signal.SIGKILL):
+        if not self._wait_ended(self.stop_timeout if timeout is None else timeout) and self._signal(signal.SIGKILL):
             self._wait_ended(None)
         self._note("stop")
 
@@ -354,6 +355,11 @@ class Container:
         limits = self._record.spec.limits
         return Stats(now, cpu, percent, _int(used.get("memory")), limits.memory, _int(used.get("pids")), limits.pids)
 
+    def usage(self) -> Usage:
+        """What it has used until now, its peaks included; once it has ended, of that nothing is known any more (`completed` tells)."""
+        used = reading(cgroup.read(dict(self._state.facts.get("report") or {})))
+        return Usage(cpu=used.cpu, peak_memory=used.peak_memory, peak_pids=used.peak_pids, throttled=used.throttled)
+
     def top(self) -> list[ProcessRow]:
         """Its processes; WrongState when it does not run."""
         pid = self.pid
@@ -475,6 +481,7 @@ class Container:
                 "WorkingDir": spec.process.cwd,
                 "Labels": dict(self.labels),
                 "StopSignal": signal.Signals(spec.stop_signal).name,
+                "StopTimeout": int(self.stop_timeout),
                 **({"Healthcheck": _healthcheck(spec.health)} if spec.health else {}),
             },
         }

@@ -64,6 +64,7 @@ class Creator:
             auto_remove=options.rm,
             restart=launch.make_restart(options),
             log=launch.make_log(options),
+            stop_timeout=10.0 if options.stop_timeout is None else options.stop_timeout,
             interactive=options.interactive,
             ports=sorted(config.exposed_ports or ()),
             spec=spec,

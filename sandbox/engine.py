@@ -390,10 +390,15 @@ class Engine:
 
         `mounts`: more of them, beside those of the options.
         """
+        return self._launch(image, argv, options, streams, mounts)[0]
+
+    def _launch(
+        self, image: str | Image, argv: Sequence[str], options: RunOptions, streams: Streams, mounts: Sequence[Mount]
+    ) -> tuple[Running, Container]:
         with self._runtime.reserve() as place:
             record = self._create(image, argv, options, mounts)
             try:
-                return self._starter.attach(record, streams, place)
+                return self._starter.attach(record, streams, place), Container(self, record)
             except BaseException:
                 self._starter.remove(record)
                 raise
@@ -421,17 +426,13 @@ class Engine:
         try:
             with theirs:
                 first, *rest = runner.command(program)
-                running = self.launch(
-                    image,
-                    rest,
-                    options=replace(options, entrypoint=first, tty=False, detach=False),
-                    streams=Streams(stdin=stdin, channel=theirs.fileno()),
-                    mounts=(runner_mount(), *mounts),
-                )
+                options = replace(options, entrypoint=first, tty=False, detach=False)
+                streams = Streams(stdin=stdin, channel=theirs.fileno())
+                running, container = self._launch(image, rest, options, streams, (runner_mount(), *mounts))
         except BaseException:
             ours.close()
             raise
-        return Interpreter(running, ours, runner)
+        return Interpreter(running, ours, runner, container.usage)
 
     def create(
         self, image: str | Image, argv: Sequence[str] = (), *, options: RunOptions = RunOptions(), mounts: Sequence[Mount] = ()

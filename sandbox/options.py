@@ -316,6 +316,7 @@ class RunOptions(msgspec.Struct, frozen=True):
     output_limit: int | None = None
     label: tuple[str, ...] = ()
     stop_signal: int | None = None
+    stop_timeout: int | None = None
     network: str | None = None
     network_alias: tuple[str, ...] = ()
     publish: tuple[tuple[Published, ...], ...] = ()
@@ -392,6 +393,7 @@ RUN: tuple[Option, ...] = (
     Option(("--output-limit",), "output_limit", "stop it when it has printed more", "BYTES", parse_size),
     Option(("-l", "--label"), "label", "set a label on the container", "KEY=VALUE", repeat=True),
     Option(("--stop-signal",), "stop_signal", "signal that stops it", "SIGNAL", parse_signal),
+    Option(("--stop-timeout",), "stop_timeout", "seconds from its stop signal to SIGKILL (10)", "SECONDS", parse_whole),
     Option(("--network", "--net"), "network", "none (loopback only), host, bridge, or the name of a network", "NETWORK"),
     Option(("--network-alias",), "network_alias", "another name for others in its network", "NAME", repeat=True),
     Option(("-p", "--publish"), "publish", "a port of it here: [[ADDRESS:][HOST]:]PORT[/udp]", "PORT", parse_publish, repeat=True),

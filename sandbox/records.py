@@ -63,6 +63,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     spec: ContainerSpec
     restart: tuple[str, int] = ("no", 0)
     log: LogSettings = LogSettings()
+    stop_timeout: float = 10.0
 
 
 _RECORD = msgspec.json.Decoder(Record)

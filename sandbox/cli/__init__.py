@@ -260,7 +260,7 @@ def program() -> LazyGroup:
 def run(argv: Sequence[str], *, take: Callable[[Told], None] | None = None) -> int:
     """Run the command line; the process's exit status. Every error becomes text on stderr here and nowhere else.
 
-    `take` gets the tables and objects that would else be printed (a notebook shows them its own way).
+    `take` gets the tables and objects that would else be printed (a notebook shows them its own way); then errors are raised, too.
     """
     from sandbox.cli import failures
 
@@ -269,15 +269,22 @@ def run(argv: Sequence[str], *, take: Callable[[Told], None] | None = None) -> i
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.UsageError as err:
+        if take is not None:
+            raise failures.as_invalid(err) from err
         return failures.show_usage_error(err)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
         return _reader_gone()
     except SandboxError as err:
+        if take is not None:
+            raise
         return failures.show_error(err, argv)
     except OSError as err:
-        return failures.show_error(SandboxError(failures.system_text(err)), argv)
+        found = SandboxError(failures.system_text(err))
+        if take is not None:
+            raise found from err
+        return failures.show_error(found, argv)
 
 
 def _program_name() -> str:

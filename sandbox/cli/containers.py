@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _COMMAND = 20  # docker's width of this column
 names_argument = click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=complete_containers)
 seconds_option = click.option(
-    "-t", "--timeout", "--time", "seconds", type=int, default=10, show_default=True, metavar="SECONDS", help="How long before SIGKILL."
+    "-t", "--timeout", "--time", "seconds", type=int, metavar="SECONDS", help="How long before SIGKILL (its --stop-timeout, 10)."
 )  # fmt: skip
 stop_signal_option = click.option(
     "-s", "--signal", "number", type=Converted(parse_signal, "signal"), metavar="SIGNAL", help="Instead of the stop signal."
@@ -238,17 +238,17 @@ def wait(names: Sequence[str]) -> int:
 @names_argument
 @seconds_option
 @stop_signal_option
-def stop(names: Sequence[str], seconds: int, number: int | None) -> int:
+def stop(names: Sequence[str], seconds: int | None, number: int | None) -> int:
     """Stop running containers: the stop signal, later SIGKILL."""
     with engine() as opened:
         return each(names, lambda name: _stop(opened.container(name), name, seconds, number))
 
 
-def _stop(container: Container, name: str, seconds: int, number: int | None) -> str:
+def _stop(container: Container, name: str, seconds: int | None, number: int | None) -> str:
     if number is not None and container.status in ("running", "paused"):
         container.kill(number)
         try:
-            container.wait(timeout=seconds)
+            container.wait(timeout=container.stop_timeout if seconds is None else seconds)
         except TimeoutError:
             container.stop(timeout=0)
     else:
@@ -259,7 +259,7 @@ def _stop(container: Container, name: str, seconds: int, number: int | None) -> 
 @verb("restart")
 @names_argument
 @seconds_option
-def restart(names: Sequence[str], seconds: int) -> int:
+def restart(names: Sequence[str], seconds: int | None) -> int:
     """Stop containers and start them again."""
 
     def again(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from sandbox.errors import DockerfileError, SandboxError, StepFailed
+from sandbox.errors import DockerfileError, InvalidOption, SandboxError, StepFailed
 
 ENGINE_ERROR = 125
 """What `run` gives when the error is the engine's and not the program's."""
@@ -74,6 +74,13 @@ def show_usage_error(error: click.UsageError) -> int:
     click.echo("\n".join(lines), err=True)
     verb = ctx.info_name if ctx else None
     return ENGINE_ERROR if is_flag_error(error) or verb in _OWN_STATUS else 1
+
+
+def as_invalid(error: click.UsageError) -> InvalidOption:
+    """The same for a caller in this process."""
+    usage = error.ctx.get_usage().partition("Usage: ")[2] if error.ctx and error.ctx.parent else "sandbox --help lists the verbs"
+    hint = getattr(error, "hint", None) or " ".join(usage.split())
+    return InvalidOption(_uncapitalized(error.format_message()), hint=hint)
 
 
 def is_flag_error(error: click.UsageError) -> bool:

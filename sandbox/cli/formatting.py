@@ -39,6 +39,9 @@ class Row(Mapping[str, object], Generic[Item]):
     def __len__(self) -> int:
         return len(self._fields)
 
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
 
 class Table(msgspec.Struct, frozen=True):
     """A list as a caller in this process gets it instead of text: headings, cells, and each item as docker's keys and texts."""

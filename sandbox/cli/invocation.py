@@ -58,8 +58,9 @@ def is_debugging() -> bool:
 
 def each(names: Sequence[str], action: Callable[[str], str | None]) -> int:
     """Do `action` for each name and print what it answers (docker prints the name back); a failure is reported and the
-    rest still done. The status is 1 when one failed."""
+    rest still done. The status is 1 when one failed. A caller in this process gets the error of the only one raised."""
     from sandbox.cli.failures import show_error
+    from sandbox.cli.formatting import is_taken
 
     status = 0
     for name in names:
@@ -67,6 +68,8 @@ def each(names: Sequence[str], action: Callable[[str], str | None]) -> int:
             if (answer := action(name)) is not None:
                 click.echo(answer)
         except SandboxError as err:
+            if len(names) == 1 and is_taken():
+                raise
             status = show_error(err, ())
     return status
 

@@ -158,4 +158,5 @@ def _read(file: str) -> str:
 def refuse_missing_terminal(options: RunOptions) -> None:
     """docker's rule for -it without a terminal; raises InvalidOption."""
     if options.tty and options.interactive and not options.detach and not os.isatty(0):
-        raise InvalidOption("-it: stdin is not a terminal", hint="leave out -t")
+        hint = "%%container IMAGE runs a cell, with --session NAME in a shell that stays; -it is for the command line"
+        raise InvalidOption("-it: stdin is not a terminal", hint=hint if is_taken() else "leave out -t")

@@ -7,15 +7,19 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as installed_version
+from typing import TYPE_CHECKING
 
 import click
 
 from sandbox.cli.flags import verb
-from sandbox.cli.formatting import Facts, Lines, show, size_text
+from sandbox.cli.formatting import Facts, Lines, Table, is_taken, show, size_text
 from sandbox.cli.images import format_option
 from sandbox.cli.invocation import confirm, engine
 from sandbox.cli.templates import Template, go_json
 from sandbox.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from sandbox.doctor import Report
 
 force_option = click.option("-f", "--force", is_flag=True, help="Do not ask.")
 
@@ -79,7 +83,21 @@ def doctor(format: str | None) -> int:
     if format not in (None, "json"):
         raise InvalidOption(f"doctor --format {format!r}: only json is possible")
     with engine() as opened:
+        if is_taken() and format is None:
+            report = checks.examine(opened.root)
+            show(_checked(report))
+            return 0 if report.can_run else 1
         return checks.show(sys.stdout, root=opened.root, as_json=format == "json")
+
+
+def _checked(report: Report) -> Table:
+    """The report for a caller in this process."""
+    keys = ("Name", "Ok", "Detail", "Cost", "Remedy")
+    checks = report.checks
+    rows = tuple((each.name, "✓" if each.ok else "✗", each.detail, *(("", "") if each.ok else (each.cost, each.remedy))) for each in checks)
+    records = tuple({**dict(zip(keys, row, strict=True)), "Ok": each.ok} for row, each in zip(rows, checks, strict=True))
+    shown = 3 if all(each.ok for each in checks) else 5
+    return Table(("CHECK", "", "FOUND", "COSTS", "REMEDY")[:shown], tuple(row[:shown] for row in rows), records)
 
 
 @verb("restore")

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from sandbox.errors import InvalidInput
 from sandbox.runtime.container import Running, Stream
-from sandbox.runtime.spec import Completed
+from sandbox.runtime.spec import Completed, Usage
 from sandbox.session.channel import Channel, Frame
 from sandbox.session.inside.sandbox_runner import objects
 from sandbox.session.inside.sandbox_runner.nested import NotPossible
@@ -46,7 +46,8 @@ class CellCode(msgspec.Struct, frozen=True):
 class CellOutcome(msgspec.Struct, frozen=True):
     """How a cell ended: `error` of a Python error is (class, text), `traceback` its lines. `timeout`: interrupted after the cell's
     own time-out. `died`: the interpreter ended with it; `completed` says how the container did, when it did. `values`: the
-    outputs asked for. `dropped`: displays beyond the most that are shown."""
+    outputs asked for. `dropped`: displays beyond the most that are shown. `usage`: of a cell that others may follow; its peaks are
+    those since the interpreter began."""
 
     status: Status
     exit_code: int = 0
@@ -56,6 +57,7 @@ class CellOutcome(msgspec.Struct, frozen=True):
     values: Mapping[str, object] = msgspec.field(default_factory=dict)
     completed: Completed | None = None
     dropped: int = 0
+    usage: Usage = Usage()
 
 
 class Front(Protocol):
@@ -83,8 +85,10 @@ class Front(Protocol):
 class Interpreter:
     """One runner, alive as long as its container. `close` ends both."""
 
-    def __init__(self, running: Running, end: socket, runner: Runner = PYTHON) -> None:
+    def __init__(self, running: Running, end: socket, runner: Runner = PYTHON, measure: Callable[[], Usage] = Usage) -> None:
         self._running = running
+        self._measure = measure
+        self._used = 0.0
         self._runner = runner
         self._channel = Channel(end, self._take, runner.encode)
         self._front: Front | None = None
@@ -145,7 +149,7 @@ class Interpreter:
             self._send(cell, front, keep)
             if not self._running.serve(front.write, self._is_over, timeout=timeout) and self.alive:
                 self._interrupt(front, keep)
-                return CellOutcome("timeout", 124, seconds=timeout or 0.0)
+                return CellOutcome("timeout", 124, seconds=timeout or 0.0, usage=self._usage(timeout or 0.0))
             return self._outcome(cell, front, keep)
         except KeyboardInterrupt:
             self._interrupt(front, keep)
@@ -291,9 +295,15 @@ class Interpreter:
         if message.get("last") is True:  # the cell ended the interpreter
             self._end(front)
         if keep:
-            return outcome
+            return replace(outcome, usage=self._usage(outcome.seconds))
         completed = self._wait_end(front)
         return replace(outcome, completed=completed)
+
+    def _usage(self, seconds: float) -> Usage:
+        """What the cell has used."""
+        now = self._measure()
+        cpu, self._used = None if now.cpu is None else max(0.0, now.cpu - self._used), now.cpu or 0.0
+        return replace(now, wall=seconds, cpu=cpu)
 
     def _wait_end(self, front: Front) -> Completed:
         """Threads of the cell's that are no daemons go on after its last line, as in any program."""

@@ -39,6 +39,16 @@ def test_a_stopped_container_stays_stopped(engine: Engine, busybox_image: str, p
     assert len(list(container.logs())) == 2
 
 
+def test_stop_waits_as_long_as_the_container_was_made_with(engine: Engine, busybox_image: str) -> None:
+    script = "trap 'echo asked' TERM; echo up; while :; do sleep 1000 & wait; done"
+    container = engine.start("busybox", ["sh", "-c", script], options=RunOptions(stop_timeout=0))
+    next(line for line in container.logs(follow=True) if line.data == b"up\n")
+    container.stop()
+    assert container.completed is not None
+    assert container.completed.signal == signal.SIGKILL
+    assert container.inspect()["Config"]["StopTimeout"] == 0
+
+
 def test_a_container_that_waits_for_its_restart_can_be_stopped_and_removed(engine: Engine, busybox_image: str) -> None:
     options = RunOptions(restart=("always", 0))
     container = engine.start("busybox", ["sh", "-c", "echo x; exit 1"], options=options)

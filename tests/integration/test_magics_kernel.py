@@ -109,7 +109,35 @@ def test_lists_are_objects_and_failures_are_errors(kernel: Kernel) -> None:
     assert "<table" in listed["text/html"]
     rows = kernel.text("listed = %container images\nprint({row['Repository'] for row in listed})")
     assert "'localhost/box'" in rows
-    assert kernel.error("%container rmi localhost/nothing")["ename"] == "ContainerError"
+    assert "did you mean localhost/box" in kernel.errors("%container rmi localhost/nothin")[0]
+    assert kernel.errors("%container logs nobody") == [
+        "ContainerNotFound: nobody: no such container\n  hint: `%container ps -a` lists what there is"
+    ]
+    assert "did you mean images?" in kernel.error("%container imags")["evalue"]
+    assert kernel.error("%container rm nobody nothing")["ename"] == "ContainerError"
+    assert kernel.text("print((x := get_ipython().run_line_magic('container', 'doctor'))[0]['Ok'])") == "True\n"
+
+
+def test_a_terminal_is_refused_with_what_to_do_instead(kernel: Kernel) -> None:
+    assert "--session NAME" in kernel.errors("%container run -it localhost/box sh")[0]
+    assert "-it does nothing here" in kernel.text("%%container -it localhost/box\ntrue", "stderr")
+
+
+def test_a_program_that_cannot_be_started_says_why(kernel: Kernel) -> None:
+    assert (
+        kernel.error("%%container -u nobody localhost/box\ntrue")["evalue"] == "user nobody: no matching entry in the image's /etc/passwd"
+    )
+    missing = kernel.errors("%%container --lang python localhost/box\n1")[0]
+    assert missing.startswith("ContainerError: python3: not found in image localhost/box")
+    assert missing.endswith("use --shell sh")
+
+
+def test_a_session_refuses_flags_it_was_not_begun_with(kernel: Kernel) -> None:
+    kernel.run("%%container --session f -m 64m -e A=1 localhost/box\necho $A")
+    assert "/ 64 MiB" in kernel.run("%%container --session f\necho $A")[-1]["data"]["text/plain"]
+    assert kernel.text("%%container --session f -m 64m\necho $A") == "1\n"
+    assert kernel.error("%%container --session f -e A=2\necho $A")["evalue"] == "session f: was begun with another --env, or none"
+    kernel.run("%container reset f")
 
 
 def test_exec_in_a_background_container(kernel: Kernel) -> None:

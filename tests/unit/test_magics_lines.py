@@ -65,7 +65,7 @@ def test_a_sandbox_is_locked_down_and_a_flag_wins_over_that() -> None:
         (["--proc", "p", "img"], "--proc"),
         (["--in", "a,1b", "img"], "'1b' is no variable name"),
         (["--session", "s", "--stdin", "x", "img"], "--session: cannot be used with --stdin"),
-        (["--gpus", "all", "img"], "not supported yet"),
+        (["--gpus", "all", "img"], "--gpus: not supported"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words: list[str], said: str) -> None:

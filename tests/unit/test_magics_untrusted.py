@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from magics.outfiles import bundle_of, out_files, save_files
+from magics.outfiles import bundle_of, out_files, save_file
 from magics.untrusted import harmless, harmless_html, without_pages
 
 _TABLE = '<div><style scoped>.x{}</style><table border="1" class="dataframe"><thead><tr><th>a</th></tr></thead></table></div>'
@@ -52,6 +52,49 @@ def test_unknown_types_are_left_out_and_svg_is_a_picture() -> None:
     assert without_pages({"text/html": "<b>x</b>", "image/png": "aa", "text/plain": "x"}) == {"text/plain": "x", "image/png": "aa"}
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a < b && c <= d", "a < b && c <= d"),
+        ("[x](javascript:alert(1))", "[x](javascript :alert(1))"),
+        ("[x]( JavaScript:alert(1))", "[x]( JavaScript :alert(1))"),
+        ("[x](javascript\\:alert(1))", "[x](javascript\\ :alert(1))"),
+        ("[x](&#106;avascript:alert(1))", "[x](&amp;#106;avascript:alert(1))"),
+        ("[x](javascript&colon;alert(1))", "[x](javascript&amp;colon;alert(1))"),
+        ("[x]: data:text/html,1", "[x]: data :text/html,1"),
+        ("<javascript:alert(1)>", "&lt;javascript :alert(1)>"),
+        ("![x](https://x/pixel.png)", "! [x](https://x/pixel.png)"),
+        ("![x][1]", "! [x][1]"),
+        ("![x](data:image/png;base64,aa)", "![x](data:image/png;base64,aa)"),
+        ("[x](https://x/)", "[x](https://x/)"),
+    ],
+)
+def test_markdown_runs_nothing_and_asks_nobody(text: str, shown: str) -> None:
+    assert harmless({"text/markdown": text})["text/markdown"] == shown
+
+
+def test_a_page_says_that_its_scripts_do_not_run() -> None:
+    assert "scripts of this page do not run" in harmless_html("<b>x</b><script>1</script>")
+    assert "scripts of this page" not in harmless_html("<video></video>")
+
+
+def test_large_files_are_saved_and_a_table_of_rubbish_is_text(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with (out / "large.csv").open("wb") as file:
+        file.truncate(20 << 20)
+    (out / "odd.csv").write_bytes(b'"' + b"x" * 200_000)
+    (out / "t.tsv").write_text("a\tb\n")
+    shown = {}
+    for file in out_files(out):
+        shown[file.path] = bundle_of(file)
+        save_file(file, str(tmp_path / "saved"))
+    assert (tmp_path / "saved/large.csv").stat().st_size == 20 << 20
+    assert shown["large.csv"] == {"text/plain": "/out/large.csv (20971520 bytes)"}
+    assert set(shown["odd.csv"]) == {"text/plain"}
+    assert "<th>b</th>" in shown["t.tsv"]["text/html"]
+
+
 def test_files_of_out_are_shown_by_type_and_links_are_not_followed(tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("canary")
@@ -68,5 +111,8 @@ def test_files_of_out_are_shown_by_type_and_links_are_not_followed(tmp_path: Pat
     assert shown["t.csv"]["text/html"] == "<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>&lt;2&gt;</td></tr></table>"
     assert shown["sub/p.png"]["image/png"] == "UE5H"
     assert shown["x.bin"] == {"text/plain": "/out/x.bin (1 bytes)"}
-    assert save_files(list(out_files(out)), str(tmp_path / "saved")) == ["sub/p.png", "t.csv", "x.bin"]
+    for file in out_files(out):
+        save_file(file, str(tmp_path / "saved"))
+    saved = {str(each.relative_to(tmp_path / "saved")) for each in (tmp_path / "saved").rglob("*") if each.is_file()}
+    assert saved == {"sub/p.png", "t.csv", "x.bin"}
     assert not any("canary" in each.read_text(errors="replace") for each in (tmp_path / "saved").rglob("*") if each.is_file())
