@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from magics.cells import RunCell
 from magics.display import Bundle, CellResult, cell_result
@@ -97,6 +98,8 @@ def run_once(interpreter: Interpreter, cell: RunCell, code: CellCode, front: Cel
     else:
         outcome = interpreter.run(code, front, keep=False)
     completed = outcome.completed or Completed(outcome.exit_code, why="lost", reason=outcome.error[1])
+    if outcome.status == "died" and completed.ok:  # it wrote to the runner's descriptor, or closed it
+        completed = replace(completed, why="lost", reason=f"its result is lost: {outcome.error[1]}")
     options = cell.options
     result = cell_result(completed, program=invocation.chosen, network=options.network_name, memory_limit=options.memory)
     return Ended(result, _failure(outcome, completed, invocation, f"image {cell.image}", facts), outcome.values)

@@ -17,7 +17,7 @@ from sandbox.runtime.container import Running, Stream
 from sandbox.runtime.spec import Completed, Usage
 from sandbox.session.channel import Channel, Frame
 from sandbox.session.inside.sandbox_runner import objects
-from sandbox.session.inside.sandbox_runner.nested import NotPossible
+from sandbox.session.inside.sandbox_runner.frames import NotPossible
 from sandbox.session.runners import PYTHON, Runner
 
 _INTERRUPTS = 5
@@ -120,9 +120,13 @@ class Interpreter:
         self._channel.send({"op": "reset"})
 
     def settle(self, front: Front) -> bool:
-        """Look whether it ended meanwhile, and show what its threads printed; whether another cell may be tried."""
+        """Look whether it ended meanwhile, and show what its threads printed and displayed; whether another cell may be tried."""
         if self.alive:
-            self._running.serve(front.write, lambda: False, timeout=0)
+            self._front, self._displays = front, 0
+            try:
+                self._running.serve(front.write, lambda: False, timeout=0)
+            finally:
+                self._front = None
         return self.alive
 
     def ask(self, operation: str, front: Front, *, timeout: float, **facts: str | int) -> tuple[Frame, list[memoryview]] | None:

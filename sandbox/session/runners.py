@@ -5,7 +5,10 @@ To add a language: write its runner in `inside/`, add a row.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any  # messages are JSON
 
@@ -83,7 +86,7 @@ class Runner(msgspec.Struct, frozen=True):
         return [*program, path, *(word.format(program=program[0]) for word in self.words)]
 
 
-PYTHON = Runner("python", ("python", "pypy"), "", signalled=False, objects=True)
+PYTHON = Runner("python", ("python", "pypy"), "__main__.py", signalled=False, objects=True)
 RUNNERS: tuple[Runner, ...] = (
     PYTHON,
     Runner("bash", ("bash",), "shell.bash", as_line),
@@ -101,4 +104,18 @@ def runner_for(program: str) -> Runner | None:
 
 def runner_mount() -> Mount:
     """The runners' directory, read-only."""
-    return Mount("bind", DIRECTORY, str(Path(inside.__file__).resolve().parent), read_only=True)
+    directory = Path(inside.__file__).resolve().parent
+    _compile_once(directory)
+    return Mount("bind", DIRECTORY, str(directory), read_only=True)
+
+
+def _compile_once(directory: Path) -> None:
+    """Compile what is not: some installers leave that to the first import, but of the inside half there is none out here."""
+    if sys.dont_write_bytecode:
+        return
+    for source in (*directory.glob("*.py"), *directory.glob("*/*.py")):
+        if not Path(cache_from_source(str(source))).exists():
+            with suppress(OSError):  # not ours to write: each cell compiles, 20 ms
+                import py_compile
+
+                py_compile.compile(str(source), doraise=True)

@@ -78,6 +78,11 @@ def test_error_is_the_cells_own_traceback(kernel: Kernel) -> None:
     assert kernel.error(f"%%container {PY}\nimport sys; sys.exit(3)")["evalue"] == "python: exit code 3"
 
 
+def test_a_cell_that_spoils_its_own_result_is_told_so(kernel: Kernel) -> None:
+    error = kernel.error(f"%%container {PY}\nimport os; os.write(3, b'rubbish' * 9); print('on')")
+    assert error["evalue"].startswith("its result is lost: a frame")
+
+
 def test_session_keeps_variables_lists_and_resets(kernel: Kernel) -> None:
     kernel.run(f"%%container --session w {PY}\nx = 6")
     assert kernel.run("%%container --session w\nx * 7")[0]["data"]["text/plain"] == "42"

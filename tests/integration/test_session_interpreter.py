@@ -190,6 +190,28 @@ def test_rubbish_on_the_channel_spoils_only_its_own_cell(session: Session, rubbi
     assert run(session, "1")[0].status == "ok"
 
 
+def test_what_a_thread_displays_between_cells_is_shown_by_the_next(session: Session) -> None:
+    run(
+        session,
+        "import threading\ngo = threading.Event()\ndef late():\n    go.wait()\n    display('late')\nthread = threading.Thread(target=late)",
+    )
+    run(session, "thread.start()")
+    run(session, "go.set()")
+    _, events = run(session, "print('a')\nimport sys\nprint('b', file=sys.stderr)\nthread.join()")  # asks while the thread does
+    events += run(session, "1")[1]
+    assert sorted(map(str, events)) == sorted(
+        map(str, [("stdout", "a\n"), ("stderr", "b\n"), ("display", {"text/plain": "'late'"}), ("display", {"text/plain": "1"})])
+    )
+
+
+def test_a_fresh_cell_imports_nothing_heavy(session: Session) -> None:
+    heavy = ("json", "re", "enum", "threading", "typing", "ast", "socket", "getpass", "traceback", "runpy", "datetime")
+    _, events = run(session, f"import sys\n[name for name in {heavy} if name in sys.modules]")
+    assert events == [("display", {"text/plain": "[]"})]
+    _, events = run(session, "import getpass, threading\ngetpass.getpass('secret? ')", front=Recorder(answers=("x",)))
+    assert events == [("ask", ("secret? ", True)), ("display", {"text/plain": "'x'"})]
+
+
 def test_displays_without_end_are_cut_off(session: Session) -> None:
     outcome, events = run(session, "for n in range(50_000): display(n)\nprint('end')")
     assert outcome.status == "ok"

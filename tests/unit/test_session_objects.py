@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sandbox.session.inside.sandbox_runner import nested, objects
+from sandbox.session.inside.sandbox_runner import frames, jsontext, objects
 
 FRAME = pd.DataFrame(
     {
@@ -109,7 +109,7 @@ def test_arrays_and_tables_inside_collections() -> None:
 
 
 def test_a_damaged_tree_or_a_pickle_in_it_is_refused() -> None:
-    for tree, error in ([["leaf", 0], nested.NotPossible], [["leaf", 5], IndexError], [["what", 1], KeyError], [7, TypeError]):
+    for tree, error in ([["leaf", 0], frames.NotPossible], [["leaf", 5], IndexError], [["what", 1], KeyError], [7, TypeError]):
         with pytest.raises(error):  # type: ignore[call-overload]
             objects.decode(
                 {"kind": "nested", "leaves": [{"kind": "pickle", "first": 0, "count": 1}]}, [memoryview(json.dumps(tree).encode())], True
@@ -134,17 +134,26 @@ def _own_holder() -> list[object]:
     ],
 )
 def test_what_cannot_travel_is_said(value: object) -> None:
-    with pytest.raises(nested.NotPossible):
+    with pytest.raises(frames.NotPossible):
         objects.encode(value, False, False)
 
 
 def test_a_category_needs_arrow() -> None:
-    with pytest.raises(nested.NotPossible, match="needs pyarrow"):
+    with pytest.raises(frames.NotPossible, match="needs pyarrow"):
         objects.encode(pd.DataFrame({"c": pd.Categorical(["a"])}), False, False)
 
 
 def test_pickle_only_where_both_allow_it() -> None:
     about, buffers = objects.encode(OrderedDict(a=1), False, True)
     assert objects.decode(about, buffers, True) == {"a": 1}
-    with pytest.raises(nested.NotPossible, match="not accepted"):
+    with pytest.raises(frames.NotPossible, match="not accepted"):
         objects.decode(about, buffers, False)
+
+
+@pytest.mark.parametrize("value", [{"a": [1, -2.5e300, None, True, "ü\n\x00\ud800"], "": {}}, [], "x", float("inf"), {"é": [[[]]]}])
+def test_the_runners_json_is_pythons(value: object) -> None:
+    assert jsontext.dumps is not json.dumps
+    assert jsontext.dumps(value) == json.dumps(value)
+    assert jsontext.loads(json.dumps(value)) == value
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        jsontext.dumps({"a": object()})

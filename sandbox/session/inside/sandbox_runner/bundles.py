@@ -1,6 +1,5 @@
 """What is shown: a value's MIME bundle, as IPython makes it, and matplotlib's figures."""
 
-import binascii
 import io
 
 BACKEND = "sandbox_inline"
@@ -44,15 +43,20 @@ def _call(value, name, **arguments):
         return method(**arguments)
     except NotImplementedError:
         return None
-    except Exception:
+    except Exception as err:
         import traceback
 
-        traceback.print_exc()
+        traceback.print_exception(type(err), err, err.__traceback__.tb_next)  # without this frame
         return None
 
 
 def as_json(value):
-    return binascii.b2a_base64(bytes(value), newline=False).decode() if isinstance(value, (bytes, bytearray, memoryview)) else value
+    """Bytes as base64, all else as it is."""
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        return value
+    import binascii
+
+    return binascii.b2a_base64(bytes(value), newline=False).decode()
 
 
 def png_of(figure):

@@ -1,19 +1,17 @@
 """Runs cells one after the other in one namespace, as a notebook does."""
 
-import _ast  # and not ast, base64, queue, socket, traceback: importing them would cost each fresh cell a dozen milliseconds
+import _ast  # and not ast, getpass, signal, threading, traceback, types: importing them would cost each fresh cell 20 ms
+import _thread
 import builtins
-import getpass
 import os
-import signal
 import sys
-import threading
 import time
-import types
 
 from .bundles import BACKEND, Backend, as_json, bundle_of, png_of
-from .frames import Channel
-from .objects import NotPossible, decode, encode, libraries
+from .frames import Channel, NotPossible, signal
 from .standin import Finder, Screen
+
+Module = type(sys)
 
 
 class Stream:
@@ -77,13 +75,14 @@ class Runner:
         self._number = 0
         self._sources = {}
         self._enough = False
+        self._thread = _thread.get_ident()
         self._screen = Screen(bundle_of, self._post, self._clear)
         self.namespace = {}
         self.reset()
 
     def reset(self):
         """A fresh namespace."""
-        module = types.ModuleType("__main__")
+        module = Module("__main__")
         module.__dict__.update(__builtins__=builtins, display=self._screen.display, clear_output=self._screen.clear_output)
         sys.modules["__main__"] = module
         self.namespace = module.__dict__
@@ -91,9 +90,10 @@ class Runner:
     def install(self):
         """Put streams, input, getpass and the plots' backend in their places."""
         sys.stdout, sys.stderr = Stream(self, "stdout", 1), Stream(self, "stderr", 2)
-        self._read_line, self._read_secret = builtins.input, getpass.getpass
-        builtins.input, getpass.getpass = self.input, self.getpass
-        sys.meta_path.insert(0, Finder(self._screen))
+        self._read_line, builtins.input = builtins.input, self.input
+        sys.meta_path.insert(0, Finder(self._screen, self._take_getpass))
+        if "getpass" in sys.modules:
+            self._take_getpass(sys.modules["getpass"])
         sys.meta_path.append(Backend(self.show_figures))
         if hasattr(sys, "addaudithook"):  # Python 3.8
             sys.addaudithook(self._before_child)
@@ -110,7 +110,7 @@ class Runner:
         self._printed = True
 
     def _may_ask(self):
-        return self._channel.is_ours and threading.current_thread() is threading.main_thread()
+        return self._channel.is_ours and _thread.get_ident() == self._thread
 
     def _before_child(self, event, arguments):
         """An audit hook (PEP 578): a child prints to either stream, and what was printed before it must be shown before it."""
@@ -141,6 +141,9 @@ class Runner:
         """builtins.input, answered by the front end; from stdin when nobody can be asked."""
         answer = self._question(str(prompt), False)
         return self._read_line(prompt) if answer is None else answer
+
+    def _take_getpass(self, module):
+        self._read_secret, module.getpass = module.getpass, self.getpass
 
     def getpass(self, prompt="Password: ", stream=None):
         """getpass.getpass, answered by the front end; from stdin when nobody can be asked."""
@@ -180,13 +183,21 @@ class Runner:
         return dict(self._describe(err), op="done", status="error", exit=1, seconds=0.0)
 
     def _take_in(self, request, buffers):
+        if not request.get("in"):
+            return
+        from .objects import decode
+
         for about in request.get("in", ()):
             first, count = about["first"], about["count"]
             self.namespace[about["name"]] = decode(about, buffers[first : first + count], True)
 
     def _give_out(self, request):
         described, buffers = [], []
-        for name in request.get("out", ()):
+        if not request.get("out"):
+            return described, buffers
+        from .objects import encode
+
+        for name in request["out"]:
             if name not in self.namespace:
                 raise NotPossible("%s: the cell has no such variable" % name)
             try:
@@ -294,6 +305,12 @@ def _run(runner, channel, request, buffers):
         sys.exit(reply["exit"])
 
 
+def _libraries(runner, channel, request, buffers):
+    from .objects import libraries
+
+    channel.send({"op": "libraries", "names": libraries()})
+
+
 def _answer(runner, channel, request, buffers):
     """A question between cells; what takes too long or fails is answered by nothing."""
     from . import answers
@@ -315,7 +332,7 @@ _ANSWERS = {
 
 _OPERATIONS = {
     "run": _run,
-    "libraries": lambda runner, channel, request, buffers: channel.send({"op": "libraries", "names": libraries()}),
+    "libraries": _libraries,
     "reset": lambda runner, channel, request, buffers: runner.reset(),
     **dict.fromkeys(_ANSWERS, _answer),
 }

@@ -1,11 +1,16 @@
 """Frames between the runner and the host: two lengths (JSON, then raw buffers), the JSON, the buffers."""
 
-import json
+import _thread  # and not threading, signal, json: with what they import they would cost each fresh cell 10 ms
 import os
-import signal
 import struct
-import threading
-from collections import deque
+from _collections import deque
+
+from .jsontext import dumps, loads
+
+try:
+    import _signal as signal
+except ImportError:  # no CPython
+    import signal
 
 HEADER = struct.Struct("!IQ")
 LARGEST_JSON = 64 << 20
@@ -16,8 +21,21 @@ _MAPPED = 1 << 20
 def pack(message, buffers=()):
     """A frame's beginning; the buffers follow it as they are."""
     views = [memoryview(each).cast("B") for each in buffers]
-    text = json.dumps(dict(message, buffers=[len(each) for each in views])).encode()
+    text = dumps(dict(message, buffers=[len(each) for each in views])).encode()
     return HEADER.pack(len(text), sum(map(len, views))) + text, views
+
+
+class NotPossible(Exception):
+    """An object that cannot travel; the text says why and what else to do."""
+
+
+class _Waiter:
+    """Somebody who waits for an answer."""
+
+    def __init__(self):
+        self.answer = None
+        self.answered = _thread.allocate_lock()
+        self.answered.acquire()
 
 
 class Channel:
@@ -25,14 +43,14 @@ class Channel:
 
     def __init__(self, end):
         self._end = end
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         self._owner = os.getpid()
         self._frames = deque()
-        self._arrived = threading.Semaphore(0)
-        self._asking = threading.RLock()
+        self._arrived = _thread.allocate_lock()
+        self._waiting = {}
         self._asked = 0
-        self._sending = self._interrupted = False
-        threading.Thread(target=self._read, name="sandbox-channel", daemon=True).start()
+        self._sending = self._interrupted = self._ended = False
+        _thread.start_new_thread(self._read, ())
 
     @property
     def is_ours(self):
@@ -63,27 +81,23 @@ class Channel:
 
     def receive(self):
         """The next request of the host and its buffers; ends the process when the host is gone."""
-        while True:
-            message, buffers = self._next()
-            if message["op"] != "answer":  # the answer to a question that was interrupted
-                return message, buffers
+        while not self._frames:
+            if self._ended:
+                os._exit(0)
+            self._arrived.acquire()
+        return self._frames.popleft()
 
     def ask(self, message):
-        """Send one frame and wait for the answer to it."""
-        with self._asking:
+        """Send one frame and wait for the answer to it. Any thread may ask, also while others wait."""
+        with self._lock:
             self._asked += 1
-            self.send(dict(message, id=self._asked))
-            while True:
-                answer, _ = self._next()
-                if answer.get("id") == self._asked:
-                    return answer
-
-    def _next(self):
-        self._arrived.acquire()
-        frame = self._frames.popleft()
-        if frame is None:
+            number = self._asked
+        waiter = self._waiting[number] = _Waiter()
+        self.send(dict(message, id=number))
+        waiter.answered.acquire()
+        if waiter.answer is None:
             os._exit(0)
-        return frame
+        return waiter.answer
 
     def _read(self):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it is the main thread's, which it has to wake
@@ -92,18 +106,34 @@ class Channel:
                 message, buffers = self._read_frame()
                 if message["op"] == "interrupt":
                     os.killpg(os.getpgrp(), signal.SIGINT)  # as a terminal does: children too
+                elif message["op"] == "answer":
+                    self._answer(message)
                 else:
-                    self._put((message, buffers))
+                    self._frames.append((message, buffers))
+                    self._wake()
         except (EOFError, OSError):
-            self._put(None)
+            pass
+        finally:
+            self._ended = True
+            self._wake()
+            for waiter in list(self._waiting.values()):
+                waiter.answered.release()
 
-    def _put(self, frame):
-        self._frames.append(frame)
-        self._arrived.release()
+    def _answer(self, message):
+        waiter = self._waiting.pop(message.get("id"), None)
+        if waiter is not None:  # else its question was interrupted
+            waiter.answer = message
+            waiter.answered.release()
+
+    def _wake(self):
+        try:
+            self._arrived.release()
+        except RuntimeError:  # released already, and not yet looked
+            pass
 
     def _read_frame(self):
         text_size, buffer_size = HEADER.unpack(self._read_exactly(HEADER.size))
-        message = json.loads(bytes(self._read_exactly(text_size)).decode())
+        message = loads(bytes(self._read_exactly(text_size)).decode())
         rest = memoryview(self._read_exactly(buffer_size))
         return message, split_buffers(message, rest)
 
@@ -111,11 +141,20 @@ class Channel:
         data = bytearray(size) if size < _MAPPED else _mapped(size)
         view = memoryview(data)
         while view:
-            count = os.readv(self._end, [view])
+            count = _read_into(self._end, view)
             if not count:
                 raise EOFError
             view = view[count:]
         return data
+
+
+def _read_into(fd, view):
+    """The number of bytes read, 0 at the end of the file."""
+    if hasattr(os, "readv"):
+        return os.readv(fd, [view])
+    data = os.read(fd, min(len(view), 1 << 20))  # PyPy
+    view[: len(data)] = data
+    return len(data)
 
 
 def _mapped(size):

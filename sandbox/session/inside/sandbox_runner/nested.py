@@ -6,9 +6,7 @@ Such a value is a tree of [kind, content]; whatever has bytes of its own is a le
 import datetime
 import decimal
 
-
-class NotPossible(Exception):
-    """An object that cannot travel; the text says why and what else to do."""
+from .frames import NotPossible
 
 
 def to_tree(value, leaf):

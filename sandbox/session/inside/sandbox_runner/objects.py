@@ -3,7 +3,8 @@
 import io
 import json
 
-from .nested import NotPossible, from_tree, to_tree
+from .frames import NotPossible
+from .nested import from_tree, to_tree
 
 
 def encode(value, arrow, pickled):

@@ -113,12 +113,14 @@ _TEXTS = {
 
 
 class Finder:
-    """Finds IPython and IPython.display: the image's own with our functions, or ours. First in sys.meta_path."""
+    """Finds IPython and IPython.display, the image's own with our functions, or ours; and getpass, whose questions the front end
+    answers: `take_getpass` gets the module. First in sys.meta_path."""
 
-    names = ("IPython", "IPython.display", "IPython.core", "IPython.core.display")
+    names = ("IPython", "IPython.display", "IPython.core", "IPython.core.display", "getpass")
 
-    def __init__(self, screen):
+    def __init__(self, screen, take_getpass):
         self._screen = screen
+        self._take_getpass = take_getpass
 
     def find_spec(self, name, path=None, target=None):
         """Called by import."""
@@ -128,6 +130,10 @@ class Finder:
         from importlib.util import spec_from_loader
 
         found = PathFinder.find_spec(name, path)
+        if name == "getpass":
+            if found is not None:
+                found.loader = _Patched(found.loader, self._take_getpass)
+            return found
         if found is None:
             return spec_from_loader(name, self, is_package=name in ("IPython", "IPython.core"))
         if name.endswith("display") and found.loader is not None:
