@@ -8,7 +8,6 @@ class _Reading:
     object_hook = object_pairs_hook = array_hook = None
     parse_float, parse_int = float, int
     parse_constant = staticmethod(lambda name: float(name.replace("Infinity", "inf")))
-    memo = {}
 
 
 def _refuse(value):
