@@ -129,7 +129,7 @@ def bench_output(cells: Cells, runs: int) -> None:
             {
                 "lines, plain cell": cells.case(_PRINTING),
                 "lines, session": cells.case(f"%%container --session w\n{_PRINTING}"),
-                "lines, sh": cells.case(f"%%container --lang sh {IMAGE}\nyes {"0" * 48} | head -c 9800000"),
+                "lines, sh": cells.case(f"%%container --lang sh {IMAGE}\nyes {'0' * 48} | head -c 9800000"),
                 "pieces, plain cell": cells.case(_WRITING),
                 "pieces, session": cells.case(f"%%container --session w\n{_WRITING};"),
             },
