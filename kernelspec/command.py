@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
+import msgspec
 
-from kernelspec import parameters, specs
+from kernelspec import imagekernels, parameters, specs
 from kernelspec import trust as trusted
 from kernelspec.container import KERNEL_LABEL, default_command, options_from
+from kernelspec.dialects import is_known
+from kernelspec.environments import look_at
 from sandbox import Engine
 from sandbox.cli.invocation import engine
 from sandbox.errors import InvalidOption, SandboxError
@@ -20,7 +24,8 @@ _FREE = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
 @click.command("install", context_settings=_FREE)
 @click.option("--name", help="The kernelspec's name (default: the image's).")
 @click.option("--display-name", help="What the launcher shows.")
-@click.option("--language", default="python", show_default=True, help="The kernel's language.")
+@click.option("--kernel", "wanted", metavar="NAME", help="Which of the image's own kernels (default: its Python's, else the first).")
+@click.option("--language", metavar="LANG", help="Not a kernel of the image: the Sandbox kernel with its python, javascript, bash or sh.")
 @click.option("--user", is_flag=True, help="Install for this user.")
 @click.option("--sys-prefix", is_flag=True, help="Install into this Python environment.")
 @click.option("--prefix", metavar="DIR", help="Install below DIR/share/jupyter.")
@@ -30,29 +35,52 @@ _FREE = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
 @click.option("--mount/--no-mount", default=True, help="Mount the notebook's directory at its own path.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="IMAGE [RUN FLAGS]")
 def install(
-    name: str | None, display_name: str | None, language: str, user: bool, sys_prefix: bool, prefix: str | None, replace: bool,
-    env: tuple[str, ...], kernel_cmd: str | None, mount: bool, words: tuple[str, ...],
+    name: str | None, display_name: str | None, wanted: str | None, language: str | None, user: bool, sys_prefix: bool, prefix: str | None,
+    replace: bool, env: tuple[str, ...], kernel_cmd: str | None, mount: bool, words: tuple[str, ...],
 ) -> int:  # fmt: skip
-    """Make a kernel of an image. Every flag of `sandbox run` may follow: limits, volumes, network."""
+    """Make a kernel of an image: of a Jupyter kernel in it, else the Sandbox kernel, which runs cells in any image with Python, Node.js,
+    bash or sh. Every flag of `sandbox run` may follow: limits, volumes, network."""
     image, flags = _image_and_flags(words)
+    if wanted and (language or kernel_cmd):
+        raise InvalidOption("--kernel: goes with neither --language nor --kernel-cmd")
+    base = specs.KernelSpec(
+        image=image,
+        name=name or specs.default_name(image),
+        display_name=display_name or f"{specs.default_name(image)} (sandbox)",
+        flags=flags,
+        env=dict(_pair(entry) for entry in env),
+        mount=mount,
+    )
     with engine() as opened:
-        opened.image(image)
-        command = _command(kernel_cmd) if kernel_cmd else []
-        if not command:
-            default_command(opened, image)
-        spec = specs.KernelSpec(
-            image=image,
-            name=name or specs.default_name(image),
-            display_name=display_name or f"{specs.default_name(image)} (sandbox)",
-            language=language,
-            flags=flags,
-            command=command,
-            env=dict(_pair(entry) for entry in env),
-            mount=mount,
-            root=str(opened.root),
-        )
+        base = msgspec.structs.replace(base, root=str(opened.root))
+        if kernel_cmd:
+            opened.image(image)
+            spec, said = msgspec.structs.replace(base, command=_command(kernel_cmd), language=language or "python"), ""
+        else:
+            spec, said = _kernel_of(opened, base, wanted, language)
     click.echo(f"installed {spec.name} in {specs.install(spec, specs.Place(user, sys_prefix, prefix), replace=replace)}")
+    if said:
+        click.echo(said)
     return 0
+
+
+def _kernel_of(opened: Engine, base: specs.KernelSpec, wanted: str | None, language: str | None) -> tuple[specs.KernelSpec, str]:
+    """The kernelspec for the image's own kernel, or for the Sandbox kernel; and what the person should know about the choice."""
+    image = opened.image(base.image)
+    if language is None or not is_known(language):
+        found = imagekernels.find_kernels(opened, image)
+        spoken_there = [each for each in found if language is None or each.language.lower() == language.lower()]
+        kernel = imagekernels.choose_kernel(spoken_there, wanted, base.image)
+        if kernel is not None:
+            others = ", ".join(each.name for each in found if each is not kernel)
+            said = f"kernel {kernel.name} of the image"
+            return specs.with_kernel(base, kernel), f"{said}; others, by --kernel: {others}" if others else said
+    environment = look_at(opened, base.image, language or "")
+    spoken = environment.dialect.language
+    return (
+        msgspec.structs.replace(base, sandbox=True, language=spoken),
+        f"the Sandbox kernel, with the image's {environment.program}",
+    )
 
 
 def _image_and_flags(words: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -120,17 +148,22 @@ def doctor() -> int:
     """Say of each kernel whether it could start. The status is 1 when one could not."""
     failed = False
     for name, entry in specs.installed().items():
-        reason = _obstacle(entry["config"])
+        reason = _obstacle(entry["config"], is_sandbox=entry["kernel"] == "sandbox")
         failed |= bool(reason)
         click.echo(f"{'✗' if reason else '✓'} {name}{': ' + reason if reason else ''}")
     return int(failed)
 
 
-def _obstacle(config: dict[str, object]) -> str:
+def _obstacle(config: Mapping[str, object], *, is_sandbox: bool) -> str:
+    name = str(config.get("image") or "")
     try:
         with Engine(str(config.get("root") or "") or None) as opened:
-            image = opened.image(str(config["image"]))
-            words = config.get("command") or default_command(opened, str(config["image"]))
+            if is_sandbox:
+                if name:  # else a notebook's build cell makes it
+                    look_at(opened, name, str(config.get("language") or ""))
+                return ""
+            image = opened.image(name)
+            words = config.get("command") or default_command(opened, name)
             program = str(next(iter(words))) if isinstance(words, list | tuple) else ""
             return "" if opened.has_program(image, program) else f"{program}: not in the image"
     except (SandboxError, OSError) as err:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sandbox.image.registry.progress import OnTransfer
     from sandbox.image.registry.pulling import Pulled
     from sandbox.image.registry.pushing import Pushed
+    from sandbox.image.tree import Tree
     from sandbox.runtime.network.networks import Networks
     from sandbox.runtime.spawner import Spawner
     from sandbox.session.interpreter import Interpreter
@@ -297,6 +298,10 @@ class Engine:
     def has_program(self, image: Image, name: str) -> bool:
         """Whether the image has this program, by path or along its PATH. Nothing of the image is run."""
         return self._images.has_program(image, name)
+
+    def image_files(self, image: Image) -> Tree:
+        """Its files, to be looked at where they are."""
+        return self._store.tree(image.top)
 
     def layer_sizes(self, image: Image) -> list[int]:
         """The bytes of the files of each of its layers, lowest first."""

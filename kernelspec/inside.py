@@ -1,0 +1,159 @@
+"""The warm interpreter behind the Sandbox kernel: which image, which language, one session of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from kernelspec import parameters
+from kernelspec.container import KERNEL_LABEL, options_from
+from kernelspec.dialects import DIALECTS, Answer, Content, Dialect
+from kernelspec.environments import Environment, look_at
+from magics.python_cells import CellFront
+from magics.untrusted import Bundle
+from sandbox import Container, Engine, RunOptions
+from sandbox.runtime.spec import Mount
+from sandbox.session.interpreter import CellCode, CellOutcome
+from sandbox.session.session import Session
+
+ASK_SECONDS = 5.0
+"""A question between cells (completion, inspection) is given up after that."""
+_VERSION_OPTIONS = RunOptions(rm=True, network="none", pids_limit=64)
+_VERSION_SECONDS = 10.0
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What the kernelspec says (`metadata.sandbox_kernel`): the image (empty: the notebook's build cell makes it), docker run's
+    flags, the language (empty: chosen by the image), the kernel's environment, whether the notebook's directory is mounted, the engine's
+    state directory (empty: the usual one)."""
+
+    image: str = ""
+    flags: tuple[str, ...] = ()
+    language: str = ""
+    env: Mapping[str, str] = msgspec.field(default_factory=dict)
+    mount: bool = True
+    root: str = ""
+
+
+class KernelFront(CellFront, frozen=True, kw_only=True):
+    """A cell of the kernel as the runner's front end. `result`: shows the last value; `question`: asks the person."""
+
+    result: Callable[[Bundle, Bundle], None]
+    question: Callable[[str, bool], str]
+
+    def show_result(self, data: Bundle, metadata: Bundle) -> None:
+        """The last expression's value, with the cell's number."""
+        self.streams.flush()
+        self.result(*self._safe(data, metadata))
+
+    def ask(self, prompt: str, password: bool) -> str | None:
+        """Ask the front end; None when it asks nobody, or the person ended the input."""
+        if not self.may_ask:
+            return None
+        self.streams.flush()
+        try:
+            return self.question(prompt, password)
+        except EOFError:
+            return None
+
+
+class Inside:
+    """The container of a kernel. Its interpreter is started by the first cell or question; `use` another image and it starts afresh."""
+
+    def __init__(self, engine: Engine, config: Config, *, kernel_id: str, notebook: Path | None, directory: Path) -> None:
+        self.engine, self._config = engine, config
+        self._kernel_id, self._notebook, self._directory = kernel_id, notebook, directory
+        self._session: Session | None = None
+        self._told = ""
+        self.environment: Environment | None = None
+
+    def look_at(self, name: str) -> Environment:
+        """What an image is for cells; ImageNotFound, InvalidOption when none of its programs can run them."""
+        return look_at(self.engine, name, self._config.language)
+
+    def use(self, environment: Environment) -> None:
+        """Run the next cells in this image. The state of the interpreter before it is gone."""
+        self.close()
+        self.environment, self._told = environment, ""
+
+    @property
+    def dialect(self) -> Dialect:
+        """What is spoken here; Python before there is an image."""
+        return self.environment.dialect if self.environment else DIALECTS[0]
+
+    @property
+    def language_info(self) -> Content:
+        """As kernel_info_reply has it, and the image it is true of."""
+        environment = self.environment
+        if environment is None:
+            return self.dialect.language_info("")
+        if not self._told:
+            options = replace(_VERSION_OPTIONS, entrypoint=environment.program)
+            done = self.engine.run(environment.image, [environment.dialect.version_flag], options=options, timeout=_VERSION_SECONDS)
+            self._told = (done.stdout + done.stderr).decode(errors="replace")
+        return {**self.dialect.language_info(self._told), "sandbox": {"image": environment.name, "digest": str(environment.image.id)}}
+
+    @property
+    def cells(self) -> int:
+        """How many cells the running interpreter has seen."""
+        return self._session.cells if self._session is not None and self._session.status != "cold" else 0
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether there is state to lose."""
+        return self._session is not None and self._session.status != "cold"
+
+    @property
+    def container(self) -> Container | None:
+        """The running container, None between two of them."""
+        running = self.engine.containers() if self.is_warm else ()
+        return next((each for each in running if each.labels.get(KERNEL_LABEL) == self._kernel_id), None)
+
+    def run(self, code: str, front: KernelFront) -> CellOutcome:
+        """Run a cell; SandboxError when there is no container for it. KeyboardInterrupt: interrupted inside too."""
+        return self._warm_session().run(CellCode(code), front)
+
+    def ask(self, operation: str, front: KernelFront, **facts: str | int) -> Answer | None:
+        """Put a question to the interpreter (complete, inspect, parse); None without an answer in time, or while a cell runs."""
+        return self._warm_session().ask(operation, front, timeout=ASK_SECONDS, **facts)
+
+    def close(self) -> None:
+        """End the interpreter and its container; the next cell starts afresh."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _warm_session(self) -> Session:
+        assert self.environment is not None, "an image is chosen before anything is asked of it"
+        if self._session is None:
+            self._session = Session("kernel", self.environment.name, partial(self._launch, self.environment))
+        return self._session
+
+    def _launch(self, environment: Environment) -> Any:  # Any: Interpreter, which only cells import
+        options, mounts = self._options(), self._mounts()
+        return self.engine.interpreter(
+            environment.image, (environment.program,), options=options, mounts=mounts, runner=environment.dialect.runner
+        )
+
+    def _options(self) -> RunOptions:
+        """Of the kernelspec, tightened by the notebook as it is now, then KERNEL_…; InvalidOption."""
+        options = parameters.apply_all(options_from(self._config.flags), self._notebook, os.environ, self.engine.root)
+        return replace(
+            options,
+            env=(*options.env, *(f"{name}={value}" for name, value in self._config.env.items())),
+            label=(*options.label, f"{KERNEL_LABEL}={self._kernel_id}"),
+            workdir=options.workdir or (str(self._directory) if self._config.mount else None),
+            rm=True,
+            detach=False,
+            interactive=False,
+            tty=False,
+        )
+
+    def _mounts(self) -> Sequence[Mount]:
+        return [Mount("bind", str(self._directory), str(self._directory))] if self._config.mount else []
