@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from sandbox.build.rules import Finding
     from sandbox.build.settings import Settings
     from sandbox.events import Event
+    from sandbox.image.copying.copy import Copied
     from sandbox.image.packing import Packing
     from sandbox.image.registry.access import Terms
     from sandbox.image.registry.progress import OnTransfer
     from sandbox.image.registry.pulling import Pulled
     from sandbox.image.registry.pushing import Pushed
     from sandbox.image.tree import Tree
+    from sandbox.manifests import Manifests
     from sandbox.runtime.network.networks import Networks
     from sandbox.runtime.spawner import Spawner
     from sandbox.session.interpreter import Interpreter
@@ -262,6 +264,35 @@ class Engine:
         from sandbox.image.packing import Packing
 
         return self._transfers.push(name, target, packing=packing or Packing("gzip"), terms=terms, on_event=on_event)
+
+    def copy_image(
+        self,
+        source: str,
+        target: str,
+        *,
+        everything: bool = False,
+        platform: str | None = None,
+        packing: Packing | None = None,
+        terms: Terms | None = None,
+        target_terms: Terms | None = None,
+        on_event: OnTransfer | None = None,
+    ) -> Copied:
+        """Copy an image between docker://NAME, oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], dir:DIR and store:NAME
+        (or NAME alone), byte for byte; of an index the image for `platform`, or with `everything` the whole. Layers built here leave as
+        gzip unless `packing` says otherwise. ImageError, RegistryError, InvalidOption: then the target's name is what it was."""
+        from sandbox.image.packing import Packing
+
+        how = packing or Packing("none" if target.startswith("docker-archive:") else "gzip")
+        return self._transfers.copy(
+            source, target, everything=everything, platform=platform, packing=how, terms=terms, target_terms=target_terms, on_event=on_event
+        )
+
+    @property
+    def manifests(self) -> Manifests:
+        """Manifest lists: indexes that name an image for each platform."""
+        from sandbox.manifests import Manifests
+
+        return Manifests(self._store)
 
     def ensure_image(self, name: str, policy: PullPolicy = "missing", *, on_event: OnTransfer | None = None) -> Image:
         """The image of this name, pulled when it is missing (`always`: in any case). ImageNotFound, RegistryError."""

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from sandbox import launch
 from sandbox.errors import ImageError
+from sandbox.image.lists import listed_images
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
 from sandbox.records import ALIVE, Records
@@ -122,6 +123,9 @@ class Images:
         return lines
 
     def _refuse_used(self, image: Image, *, force: bool) -> None:
+        if image.id in (listed := listed_images(self._store)) and not force:
+            name = listed[image.id]
+            raise ImageError(f"image {image.id.short}: the manifest list {name} names it", hint=f"sandbox manifest rm {name}")
         for record in self._records.all():
             running = self._records.state(record.id).status in ALIVE
             if record.image_id == image.id and (running or not force):
@@ -130,7 +134,7 @@ class Images:
 
     def unused(self, *, all: bool) -> list[Image]:
         """Those that no container needs and that have no name (`all`: also those with one)."""
-        used = {record.image_id for record in self._records.all()}
+        used = {record.image_id for record in self._records.all()} | set(listed_images(self._store))
         return [image for image in self._store.images() if image.id not in used and (all or not self._store.names(image.id))]
 
     def remove_unused(self, *, all: bool) -> list[Image]:

@@ -14,6 +14,7 @@ from sandbox.image.store import Image, Store
 from sandbox.runtime.init import journal
 
 if TYPE_CHECKING:
+    from sandbox.image.copying.copy import Copied
     from sandbox.image.packing import Packing
     from sandbox.image.registry.access import Terms
     from sandbox.image.registry.progress import OnTransfer
@@ -95,6 +96,47 @@ class Transfers:
                 raise
         self.ensure(image, "missing")
         return make()
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        everything: bool,
+        platform: str | None,
+        packing: Packing,
+        terms: Terms | None,
+        target_terms: Terms | None,
+        on_event: OnTransfer | None,
+    ) -> Copied:
+        """From any place to any other (sandbox.image.copying.places)."""
+        from sandbox.image.copying.copy import Copied, copy
+        from sandbox.image.copying.destinations import open_destination
+        from sandbox.image.copying.places import DOCKER, STORE, parse_place
+        from sandbox.image.copying.sources import open_source
+        from sandbox.image.registry.access import Access, Terms
+        from sandbox.image.registry.platforms import parse_platform
+        from sandbox.image.registry.progress import Teller, ignore
+        from sandbox.image.registry.pulling import pull
+
+        here, there = parse_place(source), parse_place(target)
+        wanted = parse_platform(platform) if platform else None
+        told = on_event or ignore
+        with Access(os.environ, terms or Terms()) as access:
+            if (here.transport, there.transport, everything) == (DOCKER, STORE, False):  # it unpacks while it fetches
+                name, own = Reference.parse(there.name), Reference.parse(here.name)
+                pulled = pull(self._store, access, own, name=name, platform=wanted, on_event=told)
+                copied = Copied(pulled.image.manifest.digest, len(pulled.image.manifest.raw), 1)
+            else:
+                tell = Teller(told)
+                with (
+                    Access(os.environ, target_terms or Terms()) as other,
+                    open_source(self._store, access, here, packing) as opened,
+                    open_destination(self._store, other, there, tell) as destination,
+                ):
+                    copied = copy(opened, destination, tell, source, everything=everything, platform=wanted)
+        journal.note(str(self._store.root), "image", "copy", str(here), {"to": str(there)})
+        return copied
 
     def login(self, registry: str, user: str, password: str, *, terms: Terms | None) -> str:
         """Try the credential; where it is kept."""

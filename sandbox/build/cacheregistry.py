@@ -69,7 +69,7 @@ def send(store: Store, layout: Path, manifest: RawManifest, name: str) -> None:
         sender = Sender(store, access, repository, Teller(ignore))
         for blob in (*document.layers, document.config):
             path = layout / "blobs" / "sha256" / Digest.parse(blob.digest).hex
-            sender.blob(blob, lambda path=path: _pieces(path), reference)  # type: ignore[misc]  # the loop's own path
+            sender.blob(blob, lambda path=path: _pieces(path))  # type: ignore[misc]  # the loop's own path
         repository.put_manifest(reference.tag or manifest.digest, manifest)
 
 

@@ -90,6 +90,7 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
         {
             "build": VERBS["Images"]["build"],
             "capture": VERBS["Images"]["capture"],
+            "copy": Verb("copying", "copy", "Copy an image between registries, archives, directories and the store"),
             "history": VERBS["Images"]["history"],
             "import": VERBS["Images"]["import"],
             "inspect": Verb("inspect", "inspect_image", "Show everything about images as JSON"),
@@ -101,6 +102,19 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
             "rm": Verb("images", "rmi", "Remove images"),
             "save": VERBS["Images"]["save"],
             "tag": VERBS["Images"]["tag"],
+        },
+    ),
+    "manifest": (
+        "Manage lists of images for several platforms",
+        {
+            "add": Verb("manifests", "add", "Put an image into a list"),
+            "annotate": Verb("manifests", "annotate", "Say another platform of an image in a list"),
+            "create": Verb("manifests", "create", "Make a list"),
+            "inspect": Verb("manifests", "inspect", "Show a list, or what a registry has, as JSON"),
+            "ls": Verb("manifests", "ls", "List the lists"),
+            "push": Verb("manifests", "push", "Send a list and its images"),
+            "remove": Verb("manifests", "remove", "Take images out of a list"),
+            "rm": Verb("manifests", "rm", "Remove lists"),
         },
     ),
     "container": (

@@ -33,6 +33,19 @@ def registry_options(function: Command) -> Command:
     return function
 
 
+def compression_options(*, default: str | None) -> Callable[[Command], Command]:
+    """The flags of every verb by which images leave; `default` None: what the verb does without."""
+
+    def decorate(function: Command) -> Command:
+        kinds, shown = click.Choice(["none", "gzip", "zstd"]), default is not None
+        kind = click.option("--compression", type=kinds, default=default, show_default=shown, help="Of layers built here.")
+        level = click.option("--compression-level", type=int, metavar="N", help="How hard: gzip 0 to 3, zstd 1 to 19 (default 1).")
+        force = click.option("--force-compression", is_flag=True, help="Also of layers that were pulled or loaded.")
+        return kind(level(force(function)))
+
+    return decorate
+
+
 def terms_of(tls_verify: bool | None, authfile: Path | None, creds: str | None) -> Terms:
     """What the flags say."""
     from sandbox.image.registry.access import Terms
@@ -71,9 +84,7 @@ def pull(
 @verb("push")
 @click.argument("name", metavar="IMAGE", shell_complete=complete_images)
 @click.argument("target", required=False, metavar="[NAME[:TAG]]")
-@click.option("--compression", type=click.Choice(["none", "gzip", "zstd"]), default="gzip", show_default=True, help="Of layers built here.")
-@click.option("--compression-level", type=int, metavar="N", help="How hard: gzip 0 to 3, zstd 1 to 19 (default 1).")
-@click.option("--force-compression", is_flag=True, help="Also of layers that were pulled or loaded.")
+@compression_options(default="gzip")
 @click.option("--digestfile", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the digest to a file.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the name only.")
 @registry_options

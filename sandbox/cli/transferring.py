@@ -21,6 +21,7 @@ _WORDS = {
     "waiting": "Waiting", "present": "Already exists", "downloading": "Downloading", "extracting": "Extracting", "packing": "Preparing",
     "uploading": "Pushing", "mounted": "Mounted", "done": "Done",
 }  # fmt: skip
+_VERBS = {"pull": "Pulling", "push": "Pushing", "copy": "Copying"}
 _ENDED = ("present", "mounted", "done")
 _MOVING = ("downloading", "uploading")
 _LAST_SECONDS = 5.0
@@ -71,7 +72,7 @@ class TransferFace:
 
         if isinstance(event, progress.TransferStarted):
             self.started(event.blobs)
-            self.say(f"{'Pulling' if event.verb == 'pull' else 'Pushing'} {event.name}: {len(event.blobs)} layers")
+            self.say(f"{_VERBS[event.verb]} {event.name}: {len(event.blobs)} layers")
         elif isinstance(event, progress.BlobProgress):
             before = self.rows.get(event.digest)
             self.rows[event.digest] = event

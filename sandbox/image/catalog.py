@@ -11,7 +11,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,7 +19,7 @@ import msgspec
 from sandbox.errors import ImageError
 from sandbox.oci import Descriptor, Digest
 
-_VERSION = 3
+_VERSION = 4
 _SCHEMA = """
 begin immediate;
 create table if not exists images (id text primary key, manifest text not null) without rowid;
@@ -33,11 +33,12 @@ create table if not exists packed (diff_id text not null, media_type text not nu
     primary key (diff_id, media_type)) without rowid;
 create table if not exists digests (name text not null, digest text not null, image text not null,
     primary key (name, digest)) without rowid;
+create table if not exists lists (name text primary key, document text not null) without rowid;
 create table if not exists unsynced (chain_id text primary key) without rowid;
 create table if not exists boot (id text not null);
 create table if not exists steps (key text primary key, parent text, chain_id text) without rowid;
 create index if not exists names_by_image on names (image);
-pragma user_version = 3;
+pragma user_version = 4;
 commit;
 """
 _ANCESTORS = """
@@ -247,6 +248,22 @@ class Catalog:
         """All names of one image, sorted."""
         return [row[0] for row in self._db().execute("select reference from names where image = ? order by reference", (image_id,))]
 
+    # manifest lists
+
+    def lists(self) -> list[tuple[str, str]]:
+        """(name, document) of every manifest list, sorted."""
+        return list(self._db().execute("select name, document from lists order by name"))
+
+    def change_list(self, name: str, change: Callable[[str | None], str | None]) -> None:
+        """Replace a list's document by what `change` makes of it (None: there is none), in one transaction."""
+        with self.write() as db:
+            row = db.execute("select document from lists where name = ?", (name,)).fetchone()
+            document = change(row[0] if row else None)
+            if document is None:
+                db.execute("delete from lists where name = ?", (name,))
+            else:
+                db.execute("insert or replace into lists values (?, ?)", (name, document))
+
     # build cache
 
     def step(self, key: str) -> tuple[str | None] | None:
@@ -277,7 +294,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
     db.execute("pragma synchronous = normal")
     version: int = db.execute("pragma user_version").fetchone()[0]
-    if version in (1, 2):  # what is new are tables only
+    if version in (1, 2, 3):  # what is new are tables only
         db.executescript(_SCHEMA)
         version = _VERSION
     if version != _VERSION:

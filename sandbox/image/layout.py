@@ -23,7 +23,7 @@ from sandbox.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, Digest, Index, Pl
 Named = tuple[Reference | None, Image]
 
 NAME_NOTE, TAG_NOTE = "io.containerd.image.name", "org.opencontainers.image.ref.name"
-_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _CHUNK = 1 << 20
 
 
@@ -109,17 +109,18 @@ def write_archive(store: Store, images: Sequence[Named], out: IO[bytes], *, dock
         sink = TarSink(tar)
         _write(store, images, sink, ())
         if docker:
-            _document(sink, "manifest.json", msgspec.json.encode([_docker_entry(image, names) for image, names in _by_image(images)]))
+            write_document(sink, "manifest.json", msgspec.json.encode([_docker_entry(image, names) for image, names in _by_image(images)]))
 
 
 def write_layout(store: Store, images: Sequence[Named], directory: Path) -> None:
     """Write or extend a layout in a directory: images of the same names are replaced in its index, others stay."""
     directory.mkdir(parents=True, exist_ok=True)
     with store.shared():
-        _write(store, images, DirectorySink(directory), _indexed(directory))
+        _write(store, images, DirectorySink(directory), indexed(directory))
 
 
-def _indexed(directory: Path) -> Sequence[Descriptor]:
+def indexed(directory: Path) -> Sequence[Descriptor]:
+    """What a layout that is extended has; InvalidImage for a directory that is something else."""
     path = directory / "index.json"
     if path.exists():
         return decode(Index, path.read_bytes()).value.manifests
@@ -129,14 +130,18 @@ def _indexed(directory: Path) -> Sequence[Descriptor]:
 
 
 def _write(store: Store, images: Sequence[Named], sink: Sink, present: Sequence[Descriptor]) -> None:
-    _document(sink, "oci-layout", _LAYOUT)
+    write_document(sink, "oci-layout", LAYOUT)
     for _, image in images:
         _blobs(store, image, sink)
-    new = [_described(reference, image) for reference, image in images]
+    write_index(sink, [_described(reference, image) for reference, image in images], present)
+
+
+def write_index(sink: Sink, new: Sequence[Descriptor], present: Sequence[Descriptor]) -> None:
+    """The index of a layout: what is new, and what is `present` and neither renamed nor there twice."""
     names = {note for descriptor in new if (note := _name_of(descriptor))}
     digests = {descriptor.digest for descriptor in new}
     kept = [old for old in present if (_name_of(old) not in names if _name_of(old) else old.digest not in digests)]
-    _document(sink, "index.json", encode(Index(schema_version=2, media_type=INDEX_TYPE, manifests=[*kept, *new])).raw)
+    write_document(sink, "index.json", encode(Index(schema_version=2, media_type=INDEX_TYPE, manifests=[*kept, *new])).raw)
 
 
 def _blobs(store: Store, image: Image, sink: Sink) -> None:
@@ -146,7 +151,7 @@ def _blobs(store: Store, image: Image, sink: Sink) -> None:
                 sink.add(blob_name(layer.digest), stream, layer.size)
     for document in (image.config, image.manifest):
         if not sink.has(blob_name(document.digest)):
-            _document(sink, blob_name(document.digest), document.raw)
+            write_document(sink, blob_name(document.digest), document.raw)
 
 
 def blob_name(digest: str) -> str:
@@ -154,7 +159,8 @@ def blob_name(digest: str) -> str:
     return f"blobs/sha256/{Digest.parse(digest).hex}"
 
 
-def _document(sink: Sink, name: str, data: bytes) -> None:
+def write_document(sink: Sink, name: str, data: bytes) -> None:
+    """A small file of a layout."""
     sink.add(name, io.BytesIO(data), len(data))
 
 

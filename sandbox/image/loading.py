@@ -48,7 +48,7 @@ _MAX_FILES = 100_000
 _DOCKER = msgspec.json.Decoder(list[DockerEntry])
 
 
-class _Archive(msgspec.Struct):
+class Archive(msgspec.Struct):
     """The regular files of an archive, unpacked under numbers, so that no name of it is ever a path of ours."""
 
     directory: Path
@@ -76,7 +76,7 @@ class _Archive(msgspec.Struct):
 def load(store: Store, stream: IO[bytes]) -> Loaded:
     """Take in every image of an archive; names and images. InvalidImage, DigestMismatch, UnsafeLayer: then nothing of it is named."""
     with store.shared(), tempfile.TemporaryDirectory(dir=store.root, prefix=LOADING) as scratch:
-        return _take(store, _unpack(stream, Path(scratch)))
+        return _take(store, unpack(stream, Path(scratch)))
 
 
 def load_layout(store: Store, directory: Path) -> Loaded:
@@ -85,10 +85,10 @@ def load_layout(store: Store, directory: Path) -> Loaded:
     if "index.json" not in files:
         raise InvalidImage(f"{directory}: no OCI layout (no index.json in it)")
     with store.shared():
-        return _take(store, _Archive(directory, files))
+        return _take(store, Archive(directory, files))
 
 
-def _take(store: Store, archive: _Archive) -> Loaded:
+def _take(store: Store, archive: Archive) -> Loaded:
     if "index.json" in archive.files:
         found = _load_layout(store, archive)
     elif "manifest.json" in archive.files:
@@ -102,8 +102,8 @@ def _take(store: Store, archive: _Archive) -> Loaded:
     return found
 
 
-def _unpack(stream: IO[bytes], directory: Path) -> _Archive:
-    archive = _Archive(directory)
+def unpack(stream: IO[bytes], directory: Path) -> Archive:
+    archive = Archive(directory)
     try:
         with decompressed(stream) as plain, tarfile.open(fileobj=plain, mode="r|", tarinfo=CappedInfo) as tar:
             for number, member in enumerate(tar):
@@ -115,11 +115,11 @@ def _unpack(stream: IO[bytes], directory: Path) -> _Archive:
     return archive
 
 
-def _unpack_member(archive: _Archive, tar: tarfile.TarFile, member: tarfile.TarInfo, number: int) -> None:
+def _unpack_member(archive: Archive, tar: tarfile.TarFile, member: tarfile.TarInfo, number: int) -> None:
     name = member.name.removeprefix("./")
     if member.issym() or member.islnk():
         base = [] if member.islnk() else name.split("/")[:-1]
-        archive.links[name] = _normal([*base, *member.linkname.split("/")])
+        archive.links[name] = normal([*base, *member.linkname.split("/")])
     elif member.issparse():  # a few bytes that would become terabytes
         raise InvalidImage(f"archive: {name} is a sparse file")
     elif member.isreg():
@@ -131,7 +131,7 @@ def _unpack_member(archive: _Archive, tar: tarfile.TarFile, member: tarfile.TarI
         archive.files[name] = path
 
 
-def _normal(parts: Sequence[str]) -> str:
+def normal(parts: Sequence[str]) -> str:
     kept: list[str] = []
     for part in parts:
         if part == "..":
@@ -141,7 +141,7 @@ def _normal(parts: Sequence[str]) -> str:
     return "/".join(kept)
 
 
-def _load_layout(store: Store, archive: _Archive) -> Loaded:
+def _load_layout(store: Store, archive: Archive) -> Loaded:
     names = _docker_names(archive)
     found: Loaded = []
     for descriptor in decode(Index, archive.read("index.json")).value.manifests:
@@ -155,15 +155,15 @@ def _load_layout(store: Store, archive: _Archive) -> Loaded:
     return found
 
 
-def _docker_names(archive: _Archive) -> dict[str, list[str]]:
+def _docker_names(archive: Archive) -> dict[str, list[str]]:
     """Image id → names, where docker's manifest.json lies beside the layout."""
     if "manifest.json" not in archive.files:
         return {}
-    rows = _docker_rows(archive)
+    rows = docker_rows(archive)
     return {str(Digest.of(archive.read(row.config))): [Reference.parse(tag).familiar for tag in row.repo_tags or []] for row in rows}
 
 
-def _manifests(archive: _Archive, descriptor: Descriptor) -> Iterator[Descriptor]:
+def _manifests(archive: Archive, descriptor: Descriptor) -> Iterator[Descriptor]:
     """The manifest, or those for this platform in a nested index."""
     if descriptor.media_type != INDEX_TYPE and "manifest.list" not in descriptor.media_type:
         yield descriptor
@@ -185,13 +185,13 @@ def _own_name(descriptor: Descriptor) -> str | None:
         return None
 
 
-def _verified(archive: _Archive, descriptor: Descriptor) -> bytes:
+def _verified(archive: Archive, descriptor: Descriptor) -> bytes:
     raw = archive.read(blob_name(descriptor.digest))
     check(descriptor, Digest.of(raw), len(raw))
     return raw
 
 
-def _load_manifest(store: Store, archive: _Archive, descriptor: Descriptor) -> Image:
+def _load_manifest(store: Store, archive: Archive, descriptor: Descriptor) -> Image:
     manifest = decode(Manifest, _verified(archive, descriptor))
     config = decode(ImageConfig, _verified(archive, manifest.value.config))
     paths = [archive.find(blob_name(layer.digest)) for layer in manifest.value.layers]
@@ -210,19 +210,19 @@ def _store_image(store: Store, manifest: Document[Manifest], config: Document[Im
     return store.put_documents(manifest, config)
 
 
-def _docker_rows(archive: _Archive) -> list[DockerEntry]:
+def docker_rows(archive: Archive) -> list[DockerEntry]:
     try:
         return _DOCKER.decode(archive.read("manifest.json"))
     except msgspec.DecodeError as err:
         raise InvalidImage(f"manifest.json: {err}") from err
 
 
-def _load_docker(store: Store, archive: _Archive) -> Loaded:
+def _load_docker(store: Store, archive: Archive) -> Loaded:
     found: Loaded = []
-    for row in _docker_rows(archive):
+    for row in docker_rows(archive):
         config = decode(ImageConfig, archive.read(row.config))
-        paths = [archive.find(_normal(layer.split("/"))) for layer in row.layers]
-        layers = [_describe(path) for path in paths]
+        paths = [archive.find(normal(layer.split("/"))) for layer in row.layers]
+        layers = [described(path) for path in paths]
         described = Descriptor(CONFIG_TYPE, str(config.digest), len(config.raw))
         manifest = encode(Manifest(schema_version=2, media_type=MANIFEST_TYPE, config=described, layers=layers))
         image = _store_image(store, manifest, config, paths)
@@ -233,7 +233,7 @@ def _load_docker(store: Store, archive: _Archive) -> Loaded:
 _KINDS = ((b"\x1f\x8b", LAYER_GZIP), (b"\x28\xb5\x2f\xfd", LAYER_ZSTD))
 
 
-def _describe(path: Path) -> Descriptor:
+def described(path: Path) -> Descriptor:
     with path.open("rb") as stream:
         start = stream.read(4)
         stream.seek(0)

@@ -319,6 +319,15 @@ class Store:
         """(repository, digest) by which registries know an image, sorted."""
         return self._catalog.digests_of(image_id)
 
+    def lists(self) -> list[tuple[str, str]]:
+        """(name, document) of every manifest list (see sandbox.image.lists), sorted."""
+        return self._catalog.lists()
+
+    def change_list(self, name: str, change: Callable[[str | None], str | None]) -> None:
+        """Replace a manifest list by what `change` makes of it; None: there is none. What it raises leaves the list as it is."""
+        with _disk_errors("manifest list"):
+            self._catalog.change_list(name, change)
+
     def references(self) -> list[tuple[Reference, Digest]]:
         """All names and the image ids behind them, sorted."""
         return [(Reference.parse(text), Digest(image_id)) for text, image_id in self._catalog.names()]

@@ -14,7 +14,7 @@ Phase = Literal["waiting", "present", "downloading", "extracting", "packing", "u
 class TransferStarted(msgspec.Struct, frozen=True):
     """What goes where is known. `blobs`: (digest, bytes) of every layer, in order; bytes are 0 when not known yet."""
 
-    verb: Literal["pull", "push"]
+    verb: Literal["pull", "push", "copy"]
     name: str
     blobs: tuple[tuple[str, int], ...]
 

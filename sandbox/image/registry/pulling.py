@@ -73,10 +73,16 @@ class _Found(msgspec.Struct, frozen=True):
 
 
 def pull(
-    store: Store, access: Access, reference: Reference, *, platform: Platform | None = None, on_event: OnTransfer = ignore
+    store: Store,
+    access: Access,
+    reference: Reference,
+    *,
+    name: Reference | None = None,
+    platform: Platform | None = None,
+    on_event: OnTransfer = ignore,
 ) -> Pulled:
-    """Bring an image here, and name it. NotInRegistry, Unauthorized, DigestMismatch, InvalidImage, UnsafeLayer, RateLimited,
-    RegistryError: then no name has changed."""
+    """Bring an image here, and name it (`name`: as this and not as there). NotInRegistry, Unauthorized, DigestMismatch, InvalidImage,
+    UnsafeLayer, RateLimited, RegistryError: then no name has changed."""
     begun, tell = time.monotonic(), Teller(on_event)
     with store.shared():
         found = _find(access, reference, platform, tell)
@@ -85,7 +91,7 @@ def pull(
         with closing(Fetcher(store, access, found.sources, tell)) as fetcher:
             _Layers(store, access, fetcher, tell).bring(found)
         image = store.put_documents(found.manifest, found.config)
-        named = replace(reference, tag=None) if reference.digest else reference
+        named = name or (replace(reference, tag=None) if reference.digest else reference)
         is_new = _image_of(store, named) != image.id
         store.tag(named, image)
         store.note_digest(reference.name, found.top.digest, image)
@@ -105,13 +111,13 @@ def pull_all(
     store: Store, access: Access, reference: Reference, *, platform: Platform | None = None, on_event: OnTransfer = ignore
 ) -> list[Pulled]:
     """Every tag of a repository (`-a`)."""
-    tags = _from_any(access.sources(reference), lambda source: source.tags())[0]
+    tags = from_any(access.sources(reference), lambda source: source.tags())[0]
     if not tags:
         raise NotInRegistry(f"{reference.familiar_name}: has no tags")
     return [pull(store, access, reference.with_tag(tag), platform=platform, on_event=on_event) for tag in tags]
 
 
-def _from_any(sources: Sequence[Repository], action: Callable[[Repository], Answered]) -> tuple[Answered, Sequence[Repository]]:
+def from_any(sources: Sequence[Repository], action: Callable[[Repository], Answered]) -> tuple[Answered, Sequence[Repository]]:
     """The first answer, and the sources from the one that gave it on; the last one's error."""
     for place, source in enumerate(sources):
         try:
@@ -124,7 +130,7 @@ def _from_any(sources: Sequence[Repository], action: Callable[[Repository], Answ
 
 def _find(access: Access, reference: Reference, platform: Platform | None, tell: Teller) -> _Found:
     name = reference.digest or reference.tag or "latest"
-    top, sources = _from_any(access.sources(reference), lambda source: source.manifest(name))
+    top, sources = from_any(access.sources(reference), lambda source: source.manifest(name))
     wanted, raw = platform or this_platform(), top
     for _ in range(_DEPTH):
         if not raw.is_index:
@@ -134,36 +140,43 @@ def _find(access: Access, reference: Reference, platform: Platform | None, tell:
         if len(raw.raw) != chosen.size:
             raise InvalidImage(f"{reference.familiar}: its index says {chosen.size} bytes of {chosen.digest[:19]}…, it has {len(raw.raw)}")
     manifest = decode(Manifest, raw.raw)
-    _check(manifest.value, raw.media_type, reference)
+    check_manifest(manifest.value, raw.media_type, reference.familiar)
     config = decode(ImageConfig, sources[0].read_blob(manifest.value.config, _CONFIG_LIMIT))
-    _check_config(config.value, manifest.value, reference)
-    _check_platform(config.value, platform, reference, tell)
+    check_config(config.value, manifest.value, reference.familiar)
+    # Of an index its own word counts, as in docker: `manifest annotate` is for images that do not say what they are.
+    _check_platform(config.value, None if top.is_index else platform, reference, tell)
     return _Found(top, manifest, config, sources)
 
 
-def _check(manifest: Manifest, media_type: str, reference: Reference) -> None:
-    """That it is an image, and that all of it can be had here."""
+def check_manifest(manifest: Manifest, media_type: str, what: str) -> None:
+    """That it is an image, and that all of it can be had here. InvalidImage."""
     if "index" in media_type or "list" in media_type:
-        raise InvalidImage(f"{reference.familiar}: indexes within indexes, too deep")
+        raise InvalidImage(f"{what}: indexes within indexes, too deep")
     kind = manifest.config.media_type
     if kind not in _CONFIGS:
-        raise InvalidImage(f"{reference.familiar}: no image but a {kind}", hint="this engine runs container images only")
+        raise InvalidImage(f"{what}: no image but a {kind}", hint="this engine runs container images only")
     if len(manifest.layers) > _MOST_LAYERS:
-        raise InvalidImage(f"{reference.familiar}: {len(manifest.layers)} layers; Linux stacks at most {_MOST_LAYERS}")
+        raise InvalidImage(f"{what}: {len(manifest.layers)} layers; Linux stacks at most {_MOST_LAYERS}")
+    refuse_foreign(manifest, what)
     for layer in manifest.layers:
-        Digest.parse(layer.digest)
-        if any(word in layer.media_type for word in _FOREIGN):
-            raise InvalidImage(f"{reference.familiar}: layer {layer.digest[:19]}… is foreign: it lies elsewhere and may not be distributed")
         if not oci_layer(layer).media_type.startswith("application/vnd.oci.image.layer.v1.tar"):
-            raise InvalidImage(f"{reference.familiar}: layer {layer.digest[:19]}… is of the unknown kind {layer.media_type}")
+            raise InvalidImage(f"{what}: layer {layer.digest[:19]}… is of the unknown kind {layer.media_type}")
         compression_of(layer.media_type)
 
 
-def _check_config(config: ImageConfig, manifest: Manifest, reference: Reference) -> None:
-    """Before anything is fetched."""
+def refuse_foreign(manifest: Manifest, what: str) -> None:
+    """InvalidImage for layers that are not where their manifest is."""
+    for layer in manifest.layers:
+        Digest.parse(layer.digest)
+        if any(word in layer.media_type for word in _FOREIGN):
+            raise InvalidImage(f"{what}: layer {layer.digest[:19]}… is foreign: it lies elsewhere and may not be distributed")
+
+
+def check_config(config: ImageConfig, manifest: Manifest, what: str) -> None:
+    """Before anything is fetched. InvalidImage."""
     if len(config.rootfs.diff_ids) != len(manifest.layers):
         counts = f"{len(manifest.layers)} layers in the manifest, {len(config.rootfs.diff_ids)} diff_ids in the config"
-        raise InvalidImage(f"{reference.familiar}: {counts}")
+        raise InvalidImage(f"{what}: {counts}")
 
 
 def _check_platform(config: ImageConfig, wanted: Platform | None, reference: Reference, tell: Teller) -> None:

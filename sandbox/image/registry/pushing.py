@@ -7,7 +7,7 @@ is sent byte for byte; what was built here is compressed once in the life of the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import IO
@@ -76,7 +76,7 @@ class Sender(msgspec.Struct):
                 raise
         packed = with_layers(image, layers)
         config = packed.manifest.value.config
-        self.blob(config, lambda: iter([image.config.raw]), reference)
+        self.blob(config, lambda: iter([image.config.raw]))
         manifest = packed.manifest
         return RawManifest(manifest.value.media_type or MANIFEST_TYPE, manifest.raw, manifest.digest)
 
@@ -85,19 +85,20 @@ class Sender(msgspec.Struct):
         self.tell(BlobProgress(current.digest, "packing", 0, current.size))
         layer = pack_layer(self.store, image, index, packing)
         diff_id = image.diff_ids[index]
-        self.blob(layer, lambda: _pieces(self.store.described_layer(image, index, layer)), reference, shown=current.digest, diff_id=diff_id)
+        origins = self._origins(diff_id, reference)
+        self.blob(layer, lambda: pieces_of(self.store.described_layer(image, index, layer)), shown=current.digest, origins=origins)
         return layer
 
     def blob(
-        self, blob: Descriptor, pieces: Callable[[], Iterator[bytes]], reference: Reference, *, shown: str | None = None, diff_id: str = ""
+        self, blob: Descriptor, pieces: Callable[[], Iterator[bytes]], *, shown: str | None = None, origins: Iterable[str] = ()
     ) -> None:
-        """Have the registry hold this blob. `shown`: what progress calls it; `diff_id`: of a layer, which may be mounted."""
+        """Have the registry hold this blob. `shown`: what progress calls it; `origins`: its repositories that may have it already."""
         name = shown or blob.digest
         if self.repository.has_blob(blob.digest):
             self.tell(BlobProgress(name, "present", blob.size, blob.size))
             return
         location: str | None = None
-        for origin in self._origins(diff_id, reference):
+        for origin in origins:
             location = self.repository.begin_upload(blob.digest, origin)
             if location is None:
                 self.tell(BlobProgress(name, "mounted", blob.size, blob.size))
@@ -111,7 +112,7 @@ class Sender(msgspec.Struct):
 
     def _origins(self, diff_id: str, reference: Reference) -> Iterator[str]:
         """Other repositories of the same registry that have an image with this layer, in whatever form."""
-        for image in self.store.images() if diff_id else ():
+        for image in self.store.images():
             if diff_id in image.diff_ids:
                 for name, _ in self.store.digests(image.id):
                     registry, _, repository = name.partition("/")
@@ -181,7 +182,8 @@ class Upload(msgspec.Struct):
         self.location, self._has = state
 
 
-def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
+def pieces_of(stream: IO[bytes]) -> Iterator[bytes]:
+    """A stream as a body that is sent; closed afterwards."""
     with stream:
         while piece := stream.read(CHUNK):
             yield piece

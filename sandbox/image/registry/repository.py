@@ -189,7 +189,7 @@ class Repository(msgspec.Struct, frozen=True):
         promised = name if ":" in name else answer.header("Docker-Content-Digest")
         if promised is not None and promised.startswith("sha256:") and promised != digest:
             raise DigestMismatch(f"manifest {name}: expected {promised}, got {digest}", expected=promised, actual=digest)
-        return RawManifest(_media_type(raw, answer.header("Content-Type")), raw, digest)
+        return RawManifest(media_type_of(raw, answer.header("Content-Type")), raw, digest)
 
     def manifest_digest(self, name: str) -> str | None:
         """The digest behind a tag; None when there is none, or the server does not say."""
@@ -342,7 +342,7 @@ def _problem_text(answer: Answer) -> str:
     return "; ".join(" ".join((problem.message or problem.code.lower()).split())[:200] for problem in problems[:3])
 
 
-def _media_type(raw: bytes, header: str | None) -> str:
+def media_type_of(raw: bytes, header: str | None) -> str:
     """What a document is. InvalidImage when it is no manifest, or could be read as two kinds."""
     try:
         shape = _SHAPE.decode(raw)

@@ -1,0 +1,1 @@
+"""Images from one place to another, byte for byte: registries, OCI layouts, archives, directories, the store."""
