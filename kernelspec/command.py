@@ -127,18 +127,19 @@ def list_(style: str) -> int:
         click.echo(json.dumps(found))
         return 0
     for name, entry in found.items():
-        click.echo(f"{name:20} {entry['config'].get('image', ''):30} {' '.join(entry['config'].get('flags', []))}".rstrip())
+        image = "(of the notebook)" if entry["bundled"] else entry["config"].get("image", "")
+        click.echo(f"{name:20} {image:30} {' '.join(entry['config'].get('flags', []))}".rstrip())
     return 0
 
 
 @click.command("remove")
-@click.option("--all", "everything", is_flag=True, help="Remove all of ours.")
+@click.option("--all", "everything", is_flag=True, help="Remove all that were made of images.")
 @click.argument("names", nargs=-1)
 def remove(everything: bool, names: tuple[str, ...]) -> int:
     """Remove kernels of ours."""
     if not names and not everything:
         raise InvalidOption("no kernel named", hint="give names, or --all")
-    for name in specs.installed() if everything else names:
+    for name in [name for name, entry in specs.installed().items() if not entry["bundled"]] if everything else names:
         click.echo(f"removed {specs.remove(name)}")
     return 0
 

@@ -100,6 +100,11 @@ class Inside:
         return {**self.dialect.language_info(self._told), "sandbox": {"image": environment.name, "digest": str(environment.image.id)}}
 
     @property
+    def has_state(self) -> bool:
+        """Whether cells have run in the interpreter there is."""
+        return self.cells > 0
+
+    @property
     def cells(self) -> int:
         """How many cells the running interpreter has seen."""
         return self._session.cells if self._session is not None and self._session.status != "cold" else 0

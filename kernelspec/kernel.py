@@ -23,11 +23,15 @@ from traitlets import Unicode
 
 from kernelspec.dialects import Content, completion, inspection
 from kernelspec.inside import Config, Inside, KernelFront
+from kernelspec.keeper import Keeper
+from kernelspec.notebooks import NotebookImage
 from kernelspec.specs import SANDBOX
+from magics.magics import SandboxMagics
 from magics.output import LiveArea, OutputStreams
 from magics.untrusted import Bundle
+from magics.verbs import run_verb
 from sandbox import Engine
-from sandbox.errors import SandboxError
+from sandbox.errors import SandboxError, WrongState
 from sandbox.session.interpreter import CellOutcome
 
 _OURS = re.compile(r"%%(?:dockerfile|container|sandbox|install|docker|compose)\b|%(?:dockerfile|container|install|stages|docker)\b")
@@ -51,7 +55,9 @@ class SandboxKernel(IPythonKernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         app: Any = self.parent
-        self.inside = app.make_inside()
+        self.inside, notebook = app.make_inside()
+        self.keeper = Keeper(self.inside, app.settings.image, notebook, self._say)
+        self._notebook = notebook
 
     # who we are
 
@@ -74,17 +80,11 @@ class SandboxKernel(IPythonKernel):
     def start(self) -> None:
         """Choose the image, then listen. An image that is not there is told by the first cell."""
         try:
-            self.choose_image()
+            self.keeper.choose_known()
             _ = self.language_info  # looked up here: later another thread may ask
         except SandboxError as err:
             self.log.warning("sandbox: %s", err)
         super().start()
-
-    def choose_image(self) -> None:
-        """Use the kernelspec's image; SandboxError when it is not there or has no language of ours."""
-        app: Any = self.parent
-        if self.inside.environment is None:
-            self.inside.use(self.inside.look_at(app.settings.image))
 
     # cells
 
@@ -114,7 +114,7 @@ class SandboxKernel(IPythonKernel):
     def _run_inside(self, code: str, silent: bool, number: int, shown: list[str]) -> Content | None:
         """Run a cell in the container; its error as messages have it."""
         try:
-            self.choose_image()
+            self.keeper.choose()
             with self._front(silent, number, shown) as front, _first_interrupt_only():
                 return self._error_of(self.inside.run(code, front))
         except SandboxError as err:
@@ -201,7 +201,8 @@ class SandboxKernel(IPythonKernel):
         """An answer of the interpreter; None when there is none to be had."""
         shown: list[str] = []
         try:
-            self.choose_image()
+            if not self.keeper.choose_known():
+                return None
             with self._front(False, 0, shown) as front:
                 return self.inside.ask(operation, front, **facts)
         except SandboxError as err:  # a cell will say it; a popup is no place for it
@@ -210,17 +211,40 @@ class SandboxKernel(IPythonKernel):
 
     # the rest
 
-    def _load_magics(self) -> None:
-        """Our extension, in this kernel's own shell; loaded with the first cell that needs it."""
+    def _load_magics(self) -> SandboxMagics:
+        """Our extension, in this kernel's own shell; loaded with the first cell that needs it. `{expr}` would be evaluated on the host."""
         from magics.loading import load, loaded
 
-        if loaded(self.shell) is None:
-            load(self.shell)
+        found = loaded(self.shell)
+        if found is None:
+            found = load(self.shell)
+            found.adapt(on_built=self.keeper.built, verbs={"reset": self._reset, "stats": self._stats}, expressions=False)
+        return found
+
+    def _say(self, text: str, metadata: Bundle) -> None:
+        self.shell.display_pub.publish(data={"text/plain": text}, metadata=metadata)
+
+    def _reset(self, names: Sequence[str]) -> None:
+        """`%container reset kernel`, and sessions by their names."""
+        if "kernel" in names:
+            self._say(self.keeper.reset(), {})
+        if others := [name for name in names if name != "kernel"]:
+            self._load_magics().reset_sessions(others)
+
+    def _stats(self, words: Sequence[str]) -> object:
+        """`%container stats self`: of the kernel's own container; WrongState when there is none just now."""
+        container = self.inside.container if "self" in words else None
+        if "self" in words and container is None:
+            raise WrongState("stats self: no cell has run yet", wanted="running", actual="not started")
+        own = container.id if container is not None else ""
+        return run_verb(["stats", *(own if word == "self" else word for word in words)])
 
     async def do_shutdown(self, restart: bool) -> Content:
         """shutdown_request: nothing is left running."""
         self.inside.close()
         self.inside.engine.close()
+        if not restart:
+            self._notebook.forget()
         return dict(super().do_shutdown(restart))
 
 
@@ -232,12 +256,13 @@ class SandboxKernelApp(IPKernelApp):
     directory = Unicode("", help="The kernelspec's directory.").tag(config=True)
     settings = Config()
 
-    def make_inside(self) -> Inside:
-        """What the kernel runs its cells in."""
-        session = os.environ.get("JPY_SESSION_NAME", "")
+    def make_inside(self) -> tuple[Inside, NotebookImage]:
+        """What the kernel runs its cells in, and what its notebook has to say of that."""
+        session, connection = os.environ.get("JPY_SESSION_NAME", ""), Path(self.abs_connection_file)
         notebook = Path(session) if session else None
-        kernel_id = Path(self.abs_connection_file).stem.removeprefix("kernel-")
-        return Inside(Engine(), self.settings, kernel_id=kernel_id, notebook=notebook, directory=Path.cwd())
+        kernel_id = connection.stem.removeprefix("kernel-")
+        inside = Inside(Engine(), self.settings, kernel_id=kernel_id, notebook=notebook, directory=Path.cwd())
+        return inside, NotebookImage(notebook, connection.with_suffix(".environment"))
 
     def init_kernel(self) -> None:
         """With a history of its own: IPython's is for Python on this host."""

@@ -159,6 +159,7 @@ def installed() -> dict[str, dict[str, Any]]:
                 "directory": entry["resource_dir"],
                 "display_name": entry["spec"]["display_name"],
                 "kernel": "of the image" if is_provisioned else "sandbox",
+                "bundled": SANDBOX in metadata and not metadata[SANDBOX].get("image"),
                 "config": provisioner.get("config", {}) if is_provisioned else metadata[SANDBOX],
             }
     return found

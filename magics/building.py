@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -31,6 +31,8 @@ class Builds:
         self._cells = BuildCells()
         self._cell_id: str | None = None
         self._count = 0
+        self.on_built: Callable[[Composed, Image, str], None] | None = None
+        """Told what a cell has built, and its name."""
 
     def begin(self, cell_id: str | None) -> None:
         """A cell of the notebook begins."""
@@ -69,6 +71,8 @@ class Builds:
         except StepFailed as err:
             raise failures.show_as(err, failures.failed_step_lines(err, text, view)) from None
         self._cells.remember(composed, cell, given, image_name(view))
+        if self.on_built is not None:
+            self.on_built(composed, image, image_name(view))
         if cell.output:
             self._notebook.set_variables({cell.output: image})
         if cell.kernel:

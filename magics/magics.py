@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult, InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class, no_var_expand
@@ -11,6 +11,7 @@ from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, 
 from magics import build_cells, cells, display, failures
 from magics.build_cells import BuildCell, parse_build, parse_install
 from magics.building import Builds
+from magics.builds import Composed
 from magics.cells import ExecCell, parse_exec, parse_run
 from magics.notebook import Notebook
 from magics.running import Cells
@@ -18,6 +19,7 @@ from magics.verbs import run_verb
 from magics.words import join_continuations
 from sandbox.engine import Engine
 from sandbox.errors import InvalidOption, SandboxError
+from sandbox.image.store import Image
 
 
 @magics_class
@@ -41,6 +43,18 @@ class SandboxMagics(Magics):
         if self._engine is None:
             self._engine = Engine()
         return self._engine
+
+    def adapt(
+        self, *, on_built: Callable[[Composed, Image, str], None], verbs: Mapping[str, Callable[[Sequence[str]], object]], expressions: bool
+    ) -> None:
+        """For a kernel around them: who is told of builds, `%container` verbs of its own, whether `{expr}` on a line is evaluated."""
+        self._builds.on_built = on_built
+        self._own_verbs.update(verbs)
+        self._notebook.expressions = expressions
+
+    def reset_sessions(self, names: Sequence[str]) -> None:
+        """`%container reset NAME…`."""
+        self._cells.warm.reset(names)
 
     def close(self) -> None:
         """End the sessions and the engine's helper process; containers in the background go on."""

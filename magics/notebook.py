@@ -25,6 +25,8 @@ class Notebook:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.shell = shell
+        self.expressions = True
+        """Whether `{expr}` on a magic line is evaluated."""
 
     @property
     def variables(self) -> Mapping[str, object]:
@@ -72,7 +74,7 @@ class Notebook:
         return value if isinstance(value, bytes) else str(value).encode()
 
     def _namespace(self) -> Namespace:
-        return Namespace(self.variables, os.environ)
+        return Namespace(self.variables, os.environ, expressions=self.expressions)
 
     # the output area
 

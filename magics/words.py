@@ -35,9 +35,10 @@ Lookup = Callable[[str], object]
 class Namespace:
     """What `{expr}` and `$name` mean: the user's variables first, then the environment."""
 
-    def __init__(self, variables: Mapping[str, Any], environ: Mapping[str, str]) -> None:  # Any: a Python namespace
+    def __init__(self, variables: Mapping[str, Any], environ: Mapping[str, str], *, expressions: bool = True) -> None:  # Any: a namespace
         self._variables = variables
         self._environ = environ
+        self._expressions = expressions
 
     def value(self, name: str) -> str | None:
         """The variable or environment variable of that name as text; None when there is neither."""
@@ -46,7 +47,9 @@ class Namespace:
         return self._environ.get(name)
 
     def evaluate(self, expression: str) -> str | None:
-        """The expression's value as text; None when it is no Python expression (then it was never meant as one)."""
+        """The expression's value as text; None when it is no Python expression (then it was never meant as one), or none is evaluated."""
+        if not self._expressions:
+            return None
         try:
             code = compile(expression.strip(), "<magic line>", "eval")
         except SyntaxError:
