@@ -173,9 +173,11 @@ class Store:
             self._catalog.add_layer(diff_id, layer)
             return self._adopt(draft, parent, diff_id, size, counted.size, regenerable=False)
 
-    def partial_blob(self, digest: str, wait: Callable[[Callable[[], bool]], None]) -> AbstractContextManager[Partial | None]:
-        """A blob that is fetched by us alone (see Blobs.partial); hold `shared` meanwhile."""
-        return self._blobs.partial(digest, wait)
+    @contextlib.contextmanager
+    def partial_blob(self, digest: str, wait: Callable[[Callable[[], bool]], None]) -> Iterator[Partial | None]:
+        """A blob that is fetched by us alone (see Blobs.partial); hold `shared` meanwhile. ImageError when the disk is full."""
+        with _disk_errors("blob"), self._blobs.partial(digest, wait) as partial:
+            yield partial
 
     def note_layer(self, diff_id: str, layer: Descriptor) -> None:
         """Remember that a blob that is here holds this layer."""

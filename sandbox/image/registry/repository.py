@@ -6,7 +6,7 @@ Nothing is trusted: a manifest is held against its digest and its own media type
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 from msgspec.structs import replace
@@ -180,16 +180,37 @@ class Repository(msgspec.Struct, frozen=True):
 
     def manifest(self, name: str) -> RawManifest:
         """The manifest or index of a tag or digest. NotInRegistry, DigestMismatch, InvalidImage."""
-        answer = self._ask("GET", self._url(f"manifests/{name}"), Accept=_ACCEPT)
-        if answer.status != 200:
-            raise self._failed(answer, f"{self.name}{'@' if ':' in name else ':'}{name}")
-        raw = answer.read_all(MANIFEST_LIMIT, f"manifest {name}")
-        answer.done()
+
+
+        def ask() -> Answer:
+            answer = self._ask("GET", self._url(f"manifests/{name}"), Accept=_ACCEPT)
+            if answer.status != 200:
+                raise self._failed(answer, f"{self.name}{'@' if ':' in name else ':'}{name}")
+            return answer
+
+        raw, answer = self._whole(ask, MANIFEST_LIMIT, f"manifest {name}")
         digest = Digest.of(raw)
         promised = name if ":" in name else answer.header("Docker-Content-Digest")
         if promised is not None and promised.startswith("sha256:") and promised != digest:
             raise DigestMismatch(f"manifest {name}: expected {promised}, got {digest}", expected=promised, actual=digest)
         return RawManifest(media_type_of(raw, answer.header("Content-Type")), raw, digest)
+
+    def _whole(self, ask: Callable[[], Answer], limit: int, what: str) -> tuple[bytes, Answer]:
+        """A small body; a connection that is cut in its middle is another try. Broken, RegistryError."""
+        wire = self.connection.wire
+        for attempt in range(1, wire.patience.tries + 1):
+            answer = ask()
+            try:
+                raw = answer.read_all(limit, what)
+            except Broken:
+                answer.close()
+                if attempt == wire.patience.tries:
+                    raise
+                wire.rest(attempt)
+                continue
+            answer.done()
+            return raw, answer
+        raise AssertionError("no attempt was made")
 
     def manifest_digest(self, name: str) -> str | None:
         """The digest behind a tag; None when there is none, or the server does not say."""
@@ -257,7 +278,7 @@ class Repository(msgspec.Struct, frozen=True):
         what = f"blob {descriptor.digest[:19]}…"
         if descriptor.size > limit:
             raise InvalidImage(f"{what}: {descriptor.size} bytes, which no document has")
-        raw = self.open_blob(descriptor).read_all(limit, what)
+        raw, _ = self._whole(lambda: self.open_blob(descriptor), limit, what)
         if (digest := Digest.of(raw)) != descriptor.digest or len(raw) != descriptor.size:
             message = f"{what}: expected {descriptor.size} bytes of {descriptor.digest}, got {len(raw)} of {digest}"
             raise DigestMismatch(message, expected=descriptor.digest, actual=digest)
