@@ -24,7 +24,7 @@ from sandbox.logs import LogLine
 from sandbox.records import ALIVE, Record, State, Status
 from sandbox.runtime.cgroups import Cgroup, Plan, reading
 from sandbox.runtime.container import OnOutput, Running, Streams, completed
-from sandbox.runtime.init import cgroup, control
+from sandbox.runtime.init import cgroup, control, link
 from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, Health, Limits, Mount, Pack, Port, Process, Usage
 
@@ -92,6 +92,11 @@ class Container:
         """The host's process id of its init while it runs."""
         state = self._state
         return int(state.facts["pid"]) if state.status in ("running", "paused") else None
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether it was made with a stdin that can be typed into (-i)."""
+        return self._record.interactive
 
     @property
     def started(self) -> datetime | None:
@@ -237,8 +242,9 @@ class Container:
     def _forbid_restart(self) -> None:
         """Tell its supervisor that the next end is the last."""
         try:
-            control.connect(str(self._directory)).close()
-        except (FileNotFoundError, ConnectionRefusedError):
+            with control.connect(str(self._directory)) as end:
+                link.send(end, {"ask": "stop"})
+        except (FileNotFoundError, ConnectionRefusedError, BrokenPipeError):
             return  # it has no restart policy, or does not run
 
     def _signal(self, number: int) -> bool:
@@ -296,6 +302,19 @@ class Container:
         handling = Handling(detach=detach, interactive=stdin is not None)
         with self.launch(argv, env=env, user=user, workdir=workdir, tty=tty, streams=Streams(stdin=stdin), handling=handling) as running:
             return Completed(exit_code=0) if detach else running.wait(on_output)
+
+    def attach(self, streams: Streams = Streams()) -> Running:
+        """Take part in it while it runs: get what it prints from now on, type into it (where it was created with -i). Leaving the
+        result's context lets it go on. WrongState when it does not run, or when its output goes straight to whoever started it."""
+        status = self.status
+        if status != "running":
+            hint = {"paused": f"sandbox unpause {self.name}", "restarting": "wait until it runs"}.get(status, f"sandbox start {self.name}")
+            raise WrongState(
+                f"container {self.name}: is {status if status in ALIVE else 'not running'}", wanted="running", actual=status, hint=hint
+            )
+        running = self._engine._runtime.attach(self._record.spec, self.name, streams)
+        self._note("attach")
+        return running
 
     def launch(
         self,
@@ -475,6 +494,7 @@ class Container:
                 "Hostname": spec.hostname,
                 "User": spec.process.user,
                 "Tty": spec.process.tty,
+                "OpenStdin": self._record.interactive,
                 "Env": [f"{name}={value}" for name, value in spec.process.env],
                 "Cmd": list(self.command),
                 "Image": self.image_name,

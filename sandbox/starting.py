@@ -112,7 +112,7 @@ class Starter:
             detach=detach,
             remove=record.auto_remove,
             log=LogFile(path, record.log.max_size, record.log.max_file) if is_kept else None,
-            interactive=record.interactive and not detach,
+            interactive=record.interactive,
             names=names,
             restart=record.restart,
             told=told(record),

@@ -54,6 +54,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "create": Verb("running", "create", "Create a container without starting it"),
         "start": Verb("running", "start", "Start stopped containers"),
         "exec": Verb("running", "exec_", "Run a program in a running container"),
+        "attach": Verb("attaching", "attach", "Take part in a running container: its output, its input"),
         "ps": Verb("containers", "ps", "List containers"),
         "logs": Verb("containers", "logs", "Show what a container printed"),
         "wait": Verb("containers", "wait", "Wait until containers stop, then print their exit codes"),

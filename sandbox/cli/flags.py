@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import click
@@ -49,21 +50,25 @@ def given(made: Made, values: Mapping[str, object]) -> Made:
 
 
 class VerbCommand(click.Command):
-    """A verb: switches also take `=true` and `=false` as docker's do."""
+    """A verb: switches also take `=true` and `=false` as docker's do; `=false` of one that is on by itself is its other name."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does, after the switches with a value became switches without."""
         switches: set[str] = set()
         valued: set[str] = set()
+        opposites: dict[str, str] = {}
         for param in self.get_params(ctx):
             if isinstance(param, click.Option):
                 (switches if param.is_flag else valued).update(param.opts)
-        plain = plain_switches(args, switches, valued, interspersed=ctx.allow_interspersed_args)
+                opposites.update(zip(param.opts, param.secondary_opts, strict=False))
+        plain = plain_switches(args, switches, valued, interspersed=ctx.allow_interspersed_args, opposites=opposites)
         return super().parse_args(ctx, plain)
 
 
-def plain_switches(args: Sequence[str], switches: set[str], valued: set[str], *, interspersed: bool) -> list[str]:
-    """`--rm=true` → `--rm`, `--rm=false` → nothing, as far as flags go on this line."""
+def plain_switches(
+    args: Sequence[str], switches: set[str], valued: set[str], *, interspersed: bool, opposites: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """`--rm=true` → `--rm`, `--rm=false` → nothing or what is in `opposites`, as far as flags go on this line."""
     plain: list[str] = []
     words = iter(args)
     for word in words:
@@ -72,7 +77,7 @@ def plain_switches(args: Sequence[str], switches: set[str], valued: set[str], *,
         if word == "--" or (not is_flag and not interspersed):
             return [*plain, word, *words]
         if equals and name in switches and value in ("true", "false"):
-            plain += [name] if value == "true" else []
+            plain += [name] if value == "true" else [opposites[name]] if name in opposites else []
             continue
         plain.append(word)
         if takes_next(word, switches, valued):

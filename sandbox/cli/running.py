@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import click
 from msgspec.structs import replace
 
-from sandbox.cli.flags import given, verb
+from sandbox.cli.flags import Converted, given, verb
 from sandbox.cli.formatting import is_taken
 from sandbox.cli.invocation import complete_containers, complete_images, each, engine, starting_engine, write_bytes
-from sandbox.cli.terminal import SignalProxy, Stdio, followed_window
+from sandbox.cli.terminal import Manner, SignalProxy, Stdio, followed_window, parse_detach_keys
 from sandbox.errors import InvalidOption
 from sandbox.options import RUN, RunOptions, parse_env_file, with_environment
 
@@ -26,13 +26,22 @@ _FD = {"stdout": 1, "stderr": 2}
 _EXEC = [row for row in RUN if row.field in ("detach", "interactive", "tty", "env", "env_file", "workdir", "user")]
 _CREATE = [row for row in RUN if row.field not in ("detach",)]
 image_argument = click.argument("image", shell_complete=complete_images)
+detach_keys_option = click.option(
+    "--detach-keys", type=Converted(parse_detach_keys, "keys"), default=Manner.detach_keys, show_default="ctrl-p,ctrl-q", metavar="KEYS",
+    help="What to type on a terminal to leave the program running.",
+)  # fmt: skip
+sig_proxy_option = click.option(
+    "--sig-proxy/--no-sig-proxy", default=True, show_default=True, help="Pass signals on to the program; else Ctrl-C leaves it running."
+)
 command_argument = click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND] [ARG]...")
 
 
 @verb("run", RUN, interspersed=False)
 @image_argument
 @command_argument
-def run(image: str, command: Sequence[str], **values: object) -> int:
+@detach_keys_option
+@sig_proxy_option
+def run(image: str, command: Sequence[str], detach_keys: bytes, sig_proxy: bool, **values: object) -> int:
     """Run a program in a new container of IMAGE; the exit status is the program's.
 
     125: the engine failed, 126: the program cannot be executed, 127: it is not there, 128+n: signal n ended it.
@@ -43,8 +52,9 @@ def run(image: str, command: Sequence[str], **values: object) -> int:
         if options.detach:
             click.echo(opened.start(image, command, options=options).id)
             return 0
-        with Stdio.of(options) as stdio, SignalProxy() as signals:
-            completed = attach(opened.launch(image, command, options=options, streams=stdio.streams), options, signals)
+        manner = Manner(detach_keys, sig_proxy)
+        with Stdio.of(options, manner) as stdio, SignalProxy(is_on=sig_proxy) as signals:
+            completed = stay(opened.launch(image, command, options=options, streams=stdio.streams), options, signals)
         return tell_end(completed, signals)
 
 
@@ -61,15 +71,20 @@ def create(image: str, command: Sequence[str], **values: object) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=complete_containers)
 @click.option("-a", "--attach", "attached", is_flag=True, help="Show its output and wait for its end.")
 @click.option("-i", "--interactive", is_flag=True, help="Also give it this stdin.")
-def start(names: Sequence[str], attached: bool, interactive: bool) -> int:
+@detach_keys_option
+@sig_proxy_option
+def start(names: Sequence[str], attached: bool, interactive: bool, detach_keys: bytes, sig_proxy: bool) -> int:
     """Start stopped containers."""
     if (attached or interactive) and len(names) > 1:
         raise InvalidOption("start: only one container can be attached")
     with engine() as opened:
         if attached or interactive:
-            options = RunOptions(interactive=interactive, tty=_has_terminal(opened.container(names[0])))
-            with Stdio.of(options) as stdio, SignalProxy() as signals:
-                completed = attach(opened.attach_started(names[0], stdio.streams), options, signals)
+            container, manner = opened.container(names[0]), Manner(detach_keys, sig_proxy)
+            options = RunOptions(interactive=interactive, tty=has_terminal(container))
+            if container.status in ("running", "paused", "restarting"):  # docker: then it is attached to
+                return take_part(container, options, manner)
+            with Stdio.of(options, manner) as stdio, SignalProxy(is_on=sig_proxy) as signals:
+                completed = stay(opened.attach_started(names[0], stdio.streams), options, signals)
             return tell_end(completed, signals)
         return each(names, lambda name: _start(opened.container(name), name))
 
@@ -80,7 +95,7 @@ def _start(container: Container, name: str) -> str:
     return name
 
 
-def _has_terminal(container: Container) -> bool:
+def has_terminal(container: Container) -> bool:
     """Whether it was created with -t."""
     config = container.inspect().get("Config")
     return isinstance(config, dict) and bool(config.get("Tty"))
@@ -89,7 +104,8 @@ def _has_terminal(container: Container) -> bool:
 @verb("exec", _EXEC, interspersed=False)
 @click.argument("name", metavar="CONTAINER", shell_complete=complete_containers)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND [ARG]...")
-def exec_(name: str, command: Sequence[str], **values: object) -> int:
+@detach_keys_option
+def exec_(name: str, command: Sequence[str], detach_keys: bytes, **values: object) -> int:
     """Run one more program in a running container; the exit status is the program's."""
     options = run_options(values)
     refuse_missing_terminal(options)
@@ -99,10 +115,10 @@ def exec_(name: str, command: Sequence[str], **values: object) -> int:
         if options.detach:
             container.exec(command, env=env, user=options.user, workdir=options.workdir, tty=options.tty, detach=True)
             return 0
-        with Stdio.of(options) as stdio, SignalProxy() as signals:
+        with Stdio.of(options, Manner(detach_keys)) as stdio, SignalProxy() as signals:
             where = {"user": options.user, "workdir": options.workdir}
             running = container.launch(command, env=env, **where, tty=options.tty, streams=stdio.streams, handling=handling(options))
-            completed = attach(running, options, signals)
+            completed = stay(running, options, signals)
         return tell_end(completed, signals)
 
 
@@ -113,13 +129,26 @@ def handling(options: RunOptions) -> Handling:
     return Handling(interactive=options.interactive)
 
 
-def attach(running: Running, options: RunOptions, signals: SignalProxy) -> Completed:
-    """Stay with the program until it ends. Signals and the window's size reach it meanwhile."""
+def stay(running: Running, options: RunOptions, signals: SignalProxy) -> Completed:
+    """Stay with the program until it ends, or its user leaves it. Signals and the window's size reach it meanwhile."""
     with running, ExitStack() as entered:
         if options.tty and os.isatty(1):
             entered.enter_context(followed_window(running, 1))
         signals.to(running)
         return running.wait(output_writer())
+
+
+def take_part(container: Container, options: RunOptions, manner: Manner) -> int:
+    """Attach to a container that somebody else started; the exit status is its program's, 0 when the user leaves."""
+    with Stdio.of(options, manner) as stdio, SignalProxy(is_on=manner.sig_proxy) as signals:
+        running = container.attach(stdio.streams)
+        if options.tty and stdio.streams.window:
+            rows, columns = stdio.streams.window
+            running.resize(rows + 1, columns)  # a change, so that the program draws what is on it again
+        if options.interactive and not running.takes_input:
+            click.echo("sandbox: its stdin is that of whoever started it: what you type here does not reach it", err=True)
+        completed = stay(running, options, signals)
+    return tell_end(completed, signals)
 
 
 def output_writer() -> Callable[[str, bytes], None]:

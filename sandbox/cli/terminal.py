@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import msgspec
 
 from sandbox.cli.formatting import is_taken
+from sandbox.errors import InvalidOption
 from sandbox.options import RunOptions
 
 if TYPE_CHECKING:
@@ -36,6 +37,38 @@ class Attached(Protocol):
     def resize(self, rows: int, columns: int) -> None:
         """Tell its terminal its size."""
 
+    def detach(self) -> None:
+        """Leave it running."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How one is attached. `detach_keys`: what is typed on a terminal to leave; `sig_proxy`: signals to us go to the program."""
+
+    detach_keys: bytes = b"\x10\x11"
+    sig_proxy: bool = True
+
+
+ATTACHED = Manner()
+"""As nobody asked for anything else."""
+
+
+def parse_detach_keys(text: str) -> bytes:
+    """docker's `ctrl-p,ctrl-q`: single characters, DEL, or ctrl- with a letter or one of @ [ \\ ] ^ _."""
+    return b"".join(_key(key, text) for key in text.split(",")) if text else Manner.detach_keys
+
+
+def _key(key: str, text: str) -> bytes:
+    if len(key) == 1 and key.isascii():
+        return key.encode()
+    if key.upper() == "DEL":
+        return b"\x7f"
+    prefix, _, letter = key.lower().partition("-")
+    if prefix != "ctrl" or len(letter) != 1 or not "@" <= letter.upper() <= "_":
+        hint = "write single characters or ctrl-x, with commas between them, as in ctrl-p,ctrl-q"
+        raise InvalidOption(f"--detach-keys {text!r}: {key!r} is no key", hint=hint)
+    return bytes([ord(letter.upper()) - ord("@")])
+
 
 class Stdio(msgspec.Struct, frozen=True):
     """What a program's 0, 1 and 2 are here. Files and pipes are handed over as they are, so that bytes take no detour.
@@ -45,7 +78,7 @@ class Stdio(msgspec.Struct, frozen=True):
 
     @classmethod
     @contextmanager
-    def of(cls, options: RunOptions) -> Iterator[Stdio]:
+    def of(cls, options: RunOptions, manner: Manner = ATTACHED) -> Iterator[Stdio]:
         """For a program run with these options."""
         from sandbox.engine import Streams
 
@@ -53,10 +86,14 @@ class Stdio(msgspec.Struct, frozen=True):
             if options.tty and not is_taken():
                 if options.interactive:  # before the program starts: going raw throws away what was typed before
                     opened.enter_context(raw_keys(0))
-                yield cls(Streams(stdin=0 if options.interactive else None, stdout=1, stderr=1, window=window_size(1)))
+                stdin = 0 if options.interactive else None
+                keys = manner.detach_keys if options.interactive else b""
+                yield cls(Streams(stdin, 1, 1, window=window_size(1), detach_keys=keys))
                 return
-            stdin = opened.enter_context(typed_input()) if options.interactive and os.isatty(0) else 0
-            yield cls(Streams(stdin=stdin if options.interactive else None, stdout=_unless_terminal(1), stderr=_unless_terminal(2)))
+            stdin = 0 if options.interactive else None
+            if options.interactive and os.isatty(0):
+                stdin = opened.enter_context(typed_input())
+            yield cls(Streams(stdin, _unless_terminal(1), _unless_terminal(2), may_leave=not manner.sig_proxy))
 
 
 def window_size(fd: int) -> tuple[int, int] | None:
@@ -105,16 +142,18 @@ def raw_keys(fd: int) -> Iterator[None]:
 
 
 class SignalProxy:
-    """While entered, signals to this process go to the program. Entered before the program is started: it may be ready, and
-    say so, before its start has returned here; what comes meanwhile is passed on then, and a second signal ends the wait."""
+    """While entered, signals to this process go to the program; if it is not `is_on`, Ctrl-C leaves the program running. Entered before
+    the program is started: it may be ready, and say so, before its start has returned here; what comes meanwhile is passed on then, and
+    a second signal ends the wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_on: bool = True) -> None:
+        self._is_on = is_on
         self.passed: list[int] = []
         self._program: Attached | None = None
         self._before: dict[int, Handler] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._forward) for number in FORWARDED}
+        self._before = {number: signal.signal(number, self._forward) for number in (FORWARDED if self._is_on else (signal.SIGINT,))}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -125,14 +164,20 @@ class SignalProxy:
         """From now on to this program; also what has come already."""
         self._program = program
         for number in self.passed:
-            program.signal(number)
+            self._pass(program, number)
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         if self._program is None and self.passed:
             raise KeyboardInterrupt
         self.passed.append(number)
         if self._program is not None:
-            self._program.signal(number)
+            self._pass(self._program, number)
+
+    def _pass(self, program: Attached, number: int) -> None:
+        if self._is_on:
+            program.signal(number)
+        else:
+            program.detach()
 
 
 @contextmanager

@@ -43,13 +43,17 @@ _ESCALATION = ((signal.SIGINT, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.
 
 class Streams(msgspec.Struct, frozen=True):
     """What a program's 0, 1 and 2 are connected to. None: /dev/null for stdin, a pipe that is read for the others.
-    `window`: rows and columns its terminal, if it gets one, has from the start. `channel`: what its descriptor 3 is; none without."""
+    `window`: rows and columns its terminal, if it gets one, has from the start. `channel`: what its descriptor 3 is; none without.
+    `detach_keys`: typed on a terminal, they end the attachment and not the program; empty: nothing does. `may_leave`: `detach` is
+    possible; without it a program that nobody else hears writes into the descriptors themselves."""
 
     stdin: int | bytes | IO[bytes] | None = None
     stdout: int | None = None
     stderr: int | None = None
     window: tuple[int, int] | None = None
     channel: int | None = None
+    detach_keys: bytes = b""
+    may_leave: bool = False
 
 
 class Runtime:
@@ -113,7 +117,8 @@ class Runtime:
         record = self.record(spec.id)
         record.mkdir(parents=True, exist_ok=True)
         _make_devices(spec, record)
-        return {**make_plan(spec, self._site(spec, record, network), handling), "window": streams.window}
+        plan = make_plan(spec, self._site(spec, record, network), handling)
+        return {**plan, "window": streams.window, "detach_keys": streams.detach_keys.hex(), "may_leave": streams.may_leave}
 
     def exec(
         self, container: ContainerSpec, pid: int, process: Process, streams: Streams = Streams(), *, handling: Handling = Handling()
@@ -127,6 +132,7 @@ class Runtime:
             "into": state.get("into"),
             "process": process_plan(process, container, self._filter_for(container), _capabilities(container)),
             "window": streams.window,
+            "detach_keys": streams.detach_keys.hex(),
             "detach": handling.detach,
             "interactive": handling.interactive,
             "log": None,
@@ -137,6 +143,12 @@ class Runtime:
             running = _hand_over(supervisor, "exec", plan, streams, Limits(), None)
         running.finally_do(self._spawner.restock)
         return running
+
+    def attach(self, container: ContainerSpec, name: str, streams: Streams) -> Running:
+        """Take part in a running container: get what it prints from now on, type into it. WrongState when that cannot be."""
+        from sandbox.runtime.attaching import attach  # only one verb needs it
+
+        return attach(str(self.record(container.id)), name, container, streams)
 
     def record(self, container_id: str) -> Path:
         """The directory of a container."""
@@ -199,7 +211,7 @@ def _hand_over(
 ) -> Running:
     """Have a supervisor start what is planned; the connection is the result's own from now on."""
     with ExitStack() as opened:
-        wiring = _Wiring(streams, opened)
+        wiring = Wiring(streams, opened)
         hand_over(supervisor, job, plan, wiring.theirs)
         wiring.close_theirs()
         running = Running(opened.enter_context(socket.socket(fileno=supervisor.detach())), wiring, limits, timeout)
@@ -208,7 +220,7 @@ def _hand_over(
     return running
 
 
-class _Wiring:
+class Wiring:
     """Pipes between the caller and the program."""
 
     def __init__(self, streams: Streams, opened: ExitStack) -> None:
@@ -285,7 +297,7 @@ class Running(msgspec.Struct):
     """A started container or exec that its caller is attached to. Leaving the context ends what still runs."""
 
     _client: socket.socket
-    _wiring: _Wiring
+    _wiring: Wiring
     _limits: Limits
     _timeout: float | None
     pid: int = 0
@@ -293,6 +305,10 @@ class Running(msgspec.Struct):
     _captured: dict[Stream, list[bytes]] = msgspec.field(default_factory=lambda: {"stdout": [], "stderr": []})
     _attended: dict[int, Callable[[], object]] = msgspec.field(default_factory=dict)
     _after: Callable[[], object] | None = None
+    is_guest: bool = False
+    """Whether somebody else started it: then it goes on without us."""
+    takes_input: bool = True
+    """Whether what is given as stdin reaches the program."""
 
     def __enter__(self) -> Self:
         return self
@@ -332,6 +348,10 @@ class Running(msgspec.Struct):
         """Tell the program's terminal its size."""
         self._tell({"size": [rows, columns]})
 
+    def detach(self) -> None:
+        """Leave: it goes on without us. `wait` then says `detached`."""
+        self._tell({"detach": True})
+
     def _tell(self, message: Mapping[str, Any]) -> None:
         try:
             link.send(self._client, message)
@@ -351,13 +371,15 @@ class Running(msgspec.Struct):
     def wait(self, on_output: OnOutput | None = None) -> Completed:
         """Until the container has ended and nothing of it is left; with output captured unless `on_output` takes it.
 
-        On KeyboardInterrupt the program gets SIGINT, two seconds later SIGTERM, then SIGKILL; then it is raised again.
+        On KeyboardInterrupt the program gets SIGINT, two seconds later SIGTERM, then SIGKILL (nothing when somebody else started it);
+        then it is raised again.
         """
         take = on_output or self._capture
         try:
             self._pump(take, None)
         except KeyboardInterrupt:
-            self._end_interrupted(take)
+            if not self.is_guest:
+                self._end_interrupted(take)
             raise
         return self._completed()
 
@@ -520,6 +542,8 @@ def completed(report: Mapping[str, Any], limits: Limits, timeout: float | None) 
     """A supervisor's last report, or a container's state.json, as Completed."""
     if report["event"] == "refused":
         return Completed(exit_code=int(report["code"]), why="exited", reason=str(report["message"]))
+    if report["event"] == "detached":
+        return Completed(exit_code=0, why="detached", reason="detached: it goes on")
     if report["event"] == "lost":
         return Completed(exit_code=137, why="lost", signal=9, reason="its supervisor was killed")
     code = os.waitstatus_to_exitcode(report["wait_status"])

@@ -8,7 +8,7 @@ import msgspec
 
 Network = str
 """none (loopback alone), host, or the name of a network."""
-Why = Literal["exited", "oom", "timeout", "pids", "disk", "output", "signal", "interrupted", "lost"]
+Why = Literal["exited", "oom", "timeout", "pids", "disk", "output", "signal", "interrupted", "lost", "detached"]
 
 
 class Rate(msgspec.Struct, frozen=True):

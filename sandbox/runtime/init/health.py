@@ -119,6 +119,7 @@ class Health:
             "window": None,
             "detach": False,
             "interactive": False,
+            "detach_keys": "",
             "log": None,
             "cgroup": None,
         }

@@ -25,16 +25,17 @@ class Joined(supervisor.Container):
         joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in self.plan["joins"]]
         pid1.load_entry(self.plan["process"])
         if os.geteuid() == 0 and (root := procs.root_of(self.plan["pid"])):
-            program.give_pipes(self.output.stdio, root, root)
+            program.give_pipes(self.stdio, root, root)
         self.link, inner = link.pair()
         self.pid = s.clone(0, self.plan["into"])
         if self.pid == 0:
-            _enter_and_run(self.plan, inner, self.output.stdio, joins, target)
+            _enter_and_run(self.plan, inner, self.stdio, joins, target)
         self.pidfd = os.pidfd_open(self.pid)
         inner.close()
-        given = set() if self.plan["process"]["tty"] else set(self.output.stdio)
-        self.output.let_go({*joins, target, *given})
+        given = set() if self.plan["process"]["tty"] else set(self.stdio)
+        self._let_go({*joins, target, *given})
         self._follow_setup()
+        self._admit_starter()
 
     def _died_in_setup(self) -> dict[str, Any]:
         return {"event": "refused", "code": 125, "message": "the container ended meanwhile", "step": "join", "errno": None}

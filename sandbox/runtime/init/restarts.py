@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import select
-
-from sandbox.runtime.init import control
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
+
+    from sandbox.runtime.init import clients
 
 _FIRST_DELAY, _LONGEST_DELAY, _RAN_WELL = 0.1, 60.0, 10.0
 """docker's back-off: 100 ms, doubled up to a minute, from the beginning again after a run of ten seconds."""
@@ -18,17 +16,15 @@ _FIRST_DELAY, _LONGEST_DELAY, _RAN_WELL = 0.1, 60.0, 10.0
 class Restarts:
     """Counts the runs. `stop` and `kill` say so at its door: then it does not."""
 
-    def __init__(self, plan: Mapping[str, Any]) -> None:
+    def __init__(self, plan: Mapping[str, Any], door: clients.Door) -> None:
         self._policy, self._most = plan["restart"]
-        self._door = control.listen(plan["directory"])
+        self._door = door
         self._delay = _FIRST_DELAY
         self.count = 0
-        self.stopped = False
 
     def delay(self, result: Mapping[str, Any]) -> float | None:
         """Seconds until the next run; None: there is none."""
-        self.is_stopped_within(0)
-        if self.stopped or result["event"] == "refused" or result["ending"] == "interrupted":
+        if self.is_stopped_within(0) or result["event"] == "refused" or result["ending"] == "interrupted":
             return None
         if self._policy == "on-failure" and (result["wait_status"] == 0 or 0 < self._most <= self.count):
             return None
@@ -37,10 +33,5 @@ class Restarts:
 
     def is_stopped_within(self, seconds: float) -> bool:
         """Wait so long for somebody who wants it stopped; whether somebody does."""
-        poll = select.poll()
-        poll.register(self._door, select.POLLIN)
-        if poll.poll(seconds * 1000):
-            visitor, _ = self._door.accept()
-            visitor.close()
-            self.stopped = True
-        return self.stopped
+        self._door.wait(seconds)
+        return self._door.is_stopped

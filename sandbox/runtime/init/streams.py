@@ -45,6 +45,41 @@ class Sink:
         self.pending = self.pending[written:]
 
 
+class Feed:
+    """The program's input, where it is ours: what is typed by all that are attached. It never blocks us."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self._pending = b""
+        self._is_closed = False
+
+    @property
+    def is_full(self) -> bool:
+        """The program has not taken the last yet: nobody is listened to meanwhile."""
+        return bool(self._pending)
+
+    def interests(self) -> Iterator[Interest]:
+        """What it waits for now."""
+        if self._pending:
+            yield self.fd, select.POLLOUT, self._write
+
+    def put(self, data: bytes) -> None:
+        """Take what was typed."""
+        if not self._is_closed:
+            self._pending += data
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._pending:
+                self._pending = self._pending[os.write(self.fd, self._pending) :]
+        except BlockingIOError:
+            return
+        except OSError:  # the program reads no more
+            self._is_closed, self._pending = True, b""
+
+
 class Pump:
     """One stream: read from `source`, written to the log and to its sinks."""
 
@@ -73,6 +108,12 @@ class Pump:
             data = b""
         self._pass_on(data)
         self.open = bool(data)
+
+    def forget(self, fds: set[int]) -> None:
+        """Whoever took it there is attached no more."""
+        for sink in self.sinks:
+            if sink.fd in fds:
+                sink.fd, sink.pending = -1, b""
 
     def drain(self, wait_writable: Callable[[int], bool]) -> None:
         """Everything that is left, after the last writer ended; gives up on a reader that `wait_writable` calls stuck."""

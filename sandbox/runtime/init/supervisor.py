@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 
-from sandbox.runtime.init import attachment, cgroup, files, hostside, link, meter, output, pid1, program, report, restarts, title
+from sandbox.runtime.init import attachment, cgroup, clients, files, hostside, link, meter, output, pid1, program, report, restarts, title
 from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.init.hostside import Refused
 
@@ -37,8 +37,12 @@ class Container:
     def __init__(self, plan: dict[str, Any], client: socket.socket | None, stdio: Sequence[int], shown: title.Title) -> None:
         self.plan = plan
         self.title = shown
-        self.client = client
+        self.stdio = list(stdio)
         self.output = output.Output(plan, stdio)
+        self.clients: list[clients.Client] = []
+        if client is not None:
+            self.clients.append(clients.Client(client, stdio[:3], bytes.fromhex(plan["detach_keys"]), is_starter=True))
+        self.door: clients.Door | None = None
         self.pid = 0
         self.pidfd = -1
         self.link: socket.socket
@@ -81,10 +85,25 @@ class Container:
                 {"event": "refused", "code": 125, "message": f"clone: {err.strerror}", "step": "clone", "errno": err.errno}
             ) from err
         inner.close()
-        self.output.let_go({*joins, *inside})
+        self._let_go({*joins, *inside})
         self._attach_network()
         self._hand_over_mounts()
         self._follow_setup()
+        self._admit_starter()
+
+    def _let_go(self, given: set[int]) -> None:
+        """What init has now, and for a detached container all that its starter gave."""
+        if self.plan["detach"]:
+            given |= set(self.stdio)
+        for fd in given:
+            os.close(fd)
+        for client in self.clients:
+            client.let_go(given)
+
+    def _admit_starter(self) -> None:
+        if not self.plan["detach"]:
+            for client in self.clients:
+                self.output.admit(client)
 
     def _attach_network(self) -> None:
         if self.attachment is None:
@@ -162,8 +181,8 @@ class Container:
         watched: dict[int, Callable[[], object]] = {self.pidfd: self._init_ended}
         if self.reported is None:
             watched[self.link.fileno()] = self._serve_link
-        if self.client is not None:
-            watched[self.client.fileno()] = self._serve_client
+        for client in self.clients:
+            watched[client.end.fileno()] = functools.partial(self._serve_client, client)
         if self.meter is not None:
             watched[self.meter[1]] = self._is_full
         if self.health and self.health.fileno() >= 0:
@@ -173,7 +192,8 @@ class Container:
                 watched[fd] = functools.partial(self.attachment.serve, fd)
         for fd in watched:
             poll.register(fd, select.POLLIN)
-        for fd, events, ready in self.output.interests():
+        at_the_door = self.door.interests(self._attach) if self.door else ()
+        for fd, events, ready in (*self.output.interests(self._detach), *at_the_door):
             watched[fd] = ready
             poll.register(fd, events)
         return watched
@@ -193,22 +213,49 @@ class Container:
         if message is not None:
             self._settle()
 
-    def _serve_client(self) -> None:
-        assert self.client is not None
-        message, _ = link.receive(self.client)
+    def _serve_client(self, client: clients.Client) -> None:
+        if client not in self.clients:  # gone in this very round
+            return
+        message, _ = link.receive(client.end)
         if message is None:
-            self.client.close()
-            self.client = None
-            if not self.plan["detach"]:
-                self.interrupt()
+            self.dismiss(client)
         elif "signal" in message:
             self._signal(message["signal"])
         elif "size" in message:
             self.output.resize(*message["size"])
+        elif "detach" in message:
+            self._detach(client)
+
+    def dismiss(self, client: clients.Client) -> None:
+        """It is attached no more; a container that its starter was to stay attached to ends with it."""
+        self.output.dismiss(client)
+        self.clients.remove(client)
+        client.close()
+        if client.is_starter and not self.plan["detach"]:
+            self.interrupt()
+
+    def _attach(self, client: clients.Client, message: Mapping[str, Any]) -> None:
+        """Somebody came through the door."""
+        can_type = self.output.admit(client)
+        if not can_type:
+            client.close_keyboard()
+        self.clients.append(client)
+        if message["window"]:
+            self.output.resize(*message["window"])
+        if not client.tell({"event": "started", "pid": self.pid, "stdin": can_type}):
+            self.dismiss(client)
+
+    def _detach(self, client: clients.Client) -> None:
+        """It wants to leave: the program goes on without it."""
+        client.tell({"event": "detached"})
+        if client.is_starter:
+            self.plan["detach"] = True
+        self.dismiss(client)
 
     def interrupt(self) -> None:
         """Nobody is attached to it any more."""
-        self._end("interrupted", signal.SIGKILL)
+        if self.pidfd >= 0 and not self.is_over:
+            self._end("interrupted", signal.SIGKILL)
 
     def _limit_output(self) -> None:
         limit = self.plan.get("output_limit")
@@ -332,8 +379,11 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
     """Supervise one container from its set-up to its last trace. Called in a fork of the spawner that then exits."""
     lock = os.open(plan["directory"] + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    again = restarts.Restarts(plan) if plan["restart"][0] != "no" else None
+    is_restarted = plan["restart"][0] != "no"
+    door = clients.Door(plan["directory"]) if is_restarted or (plan["record"] and output.is_shared(plan)) else None
+    again = restarts.Restarts(plan, door) if door and is_restarted else None
     container = Container(plan, client, stdio, shown)
+    container.door = door
     result = _run_once(container)
     while again is not None and (delay := again.delay(result)) is not None:
         report.record(plan, {**result, "status": "restarting", "supervisor": os.getpid(), "restarts": again.count})
@@ -343,7 +393,7 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
         again.count += 1
         container = _next_run(container)
         result = _run_once(container)
-    facts = {"restarts": again.count, "stopped": again.stopped} if again else {}
+    facts = {"restarts": again.count, "stopped": again.is_stopped_within(0)} if again else {}
     grave = container.grave or (report.bury_container(plan) if plan["remove"] else "")
     if not plan["remove"]:
         report.record(plan, {**result, **facts, "status": "exited"})
@@ -360,15 +410,13 @@ def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown
 
 def _next_run(before: Container) -> Container:
     """The container of the next run: nobody is attached to it any more."""
-    plan = {**before.plan, "detach": True, "interactive": False}
-    if before.client is not None:
-        before.client.close()
-    for fd in before.output.stdio:
-        if fd >= 0:
-            os.close(fd)
+    plan = {**before.plan, "detach": True}
+    for client in before.clients:
+        client.close()
     before.close()
     again = Container(plan, None, [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)], before.title)
     again.is_again = True
+    again.door = before.door
     return again
 
 
@@ -401,15 +449,9 @@ def _run_once(container: Container) -> dict[str, Any]:
 def tell_started(container: Container) -> None:
     """Whoever is attached may have been killed while it was set up: then it ends as it would later."""
     tell(container, {"event": "started", "pid": container.pid})
-    if container.client is None and not container.plan["detach"]:
-        container.interrupt()
 
 
 def tell(container: Container, message: Mapping[str, Any]) -> None:
-    """Tell the client, if there is one."""
-    if container.client is None:
-        return
-    try:
-        link.send(container.client, message)
-    except (BrokenPipeError, ConnectionResetError):
-        container.client = None
+    """Tell all that are attached; those that are gone are so from now on."""
+    for client in [client for client in container.clients if not client.tell(message)]:
+        container.dismiss(client)
