@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from sandbox.cli.flags import Converted, given, verb
 from sandbox.cli.formatting import is_taken
 from sandbox.cli.invocation import complete_containers, complete_images, each, engine, starting_engine, write_bytes
-from sandbox.cli.terminal import Manner, SignalProxy, Stdio, followed_window, parse_detach_keys
+from sandbox.cli.terminal import ATTACHED, Manner, SignalProxy, Stdio, followed_window, parse_detach_keys
 from sandbox.errors import InvalidOption
 from sandbox.options import RUN, RunOptions, parse_env_file, with_environment
 
@@ -27,7 +27,7 @@ _EXEC = [row for row in RUN if row.field in ("detach", "interactive", "tty", "en
 _CREATE = [row for row in RUN if row.field not in ("detach",)]
 image_argument = click.argument("image", shell_complete=complete_images)
 detach_keys_option = click.option(
-    "--detach-keys", type=Converted(parse_detach_keys, "keys"), default=Manner.detach_keys, show_default="ctrl-p,ctrl-q", metavar="KEYS",
+    "--detach-keys", type=Converted(parse_detach_keys, "keys"), default=ATTACHED.detach_keys, show_default="ctrl-p,ctrl-q", metavar="KEYS",
     help="What to type on a terminal to leave the program running.",
 )  # fmt: skip
 sig_proxy_option = click.option(

@@ -41,8 +41,7 @@ class Attached(Protocol):
         """Leave it running."""
 
 
-@dataclass(frozen=True)
-class Manner:
+class Manner(msgspec.Struct, frozen=True):
     """How one is attached. `detach_keys`: what is typed on a terminal to leave; `sig_proxy`: signals to us go to the program."""
 
     detach_keys: bytes = b"\x10\x11"
@@ -55,7 +54,7 @@ ATTACHED = Manner()
 
 def parse_detach_keys(text: str) -> bytes:
     """docker's `ctrl-p,ctrl-q`: single characters, DEL, or ctrl- with a letter or one of @ [ \\ ] ^ _."""
-    return b"".join(_key(key, text) for key in text.split(",")) if text else Manner.detach_keys
+    return b"".join(_key(key, text) for key in text.split(",")) if text else ATTACHED.detach_keys
 
 
 def _key(key: str, text: str) -> bytes:

@@ -11,8 +11,13 @@ from sandbox.runtime.init.clients import DetachKeys
 
 @pytest.mark.parametrize(
     ("text", "keys"),
-    [("", b"\x10\x11"), ("ctrl-p,ctrl-q", b"\x10\x11"), ("a,Z", b"aZ"), ("ctrl-@,ctrl-[,ctrl-\\,ctrl-],ctrl-^,ctrl-_,DEL", b"\0\x1b\x1c\x1d\x1e\x1f\x7f")],
-)  # fmt: skip
+    [
+        ("", b"\x10\x11"),
+        ("ctrl-p,ctrl-q", b"\x10\x11"),
+        ("a,Z", b"aZ"),
+        ("ctrl-@,ctrl-[,ctrl-\\,ctrl-],ctrl-^,ctrl-_,DEL", b"\0\x1b\x1c\x1d\x1e\x1f\x7f"),
+    ],
+)
 def test_dockers_words(text: str, keys: bytes) -> None:
     assert parse_detach_keys(text) == keys
 
