@@ -100,11 +100,11 @@ class Notebook:
         return getattr(self.shell, "kernel", None)
 
     @contextlib.contextmanager
-    def streams(self, options: CellOptions) -> Iterator[OutputStreams]:
-        """A program's output on its way to the cell, or to the variables of --out and --err."""
+    def streams(self, options: CellOptions, *, may_clear: bool = False) -> Iterator[OutputStreams]:
+        """A program's output on its way to the cell, or to the variables of --out and --err. `may_clear`: it knows clear_output."""
         named: tuple[tuple[Name, str | None], ...] = (("stdout", options.out), ("stderr", options.err))
         variables = {name: variable for name, variable in named if variable}
-        streams = OutputStreams(self._area(), keep=frozenset(variables))
+        streams = OutputStreams(self._area(may_clear), keep=frozenset(variables))
         try:
             yield streams
         finally:
@@ -112,10 +112,10 @@ class Notebook:
             streams.area.close()
             self.set_variables({variable: streams.text(name) for name, variable in variables.items()})
 
-    def _area(self) -> Area:
+    def _area(self, may_clear: bool) -> Area:
         """The cell's output area; where the front end knows no updates, what one would leave."""
         live = LiveArea(self.publish, self.shell.display_pub.clear_output)
-        return HeldArea(live) if self.mode() == "final" else live
+        return HeldArea(live, may_clear=may_clear) if self.mode() == "final" else live
 
 
 def _read_file(path: str, flag: str) -> bytes:

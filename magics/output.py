@@ -88,23 +88,29 @@ class _Shown:
 class HeldArea:
     """For front ends without updates: from the first display that may change on, shown at the end as it then stands.
 
-    Before that everything is shown at once, as in a LiveArea: a person, or a grader with a time limit, sees how far a cell got.
+    Before that everything is shown at once, as in a LiveArea: a person, or a grader with a time limit, sees how far a cell got. Not so
+    with `may_clear`, for cells that can take away what they have shown: of those too only what stands at the end is shown.
     """
 
-    def __init__(self, live: Area) -> None:
+    def __init__(self, live: Area, *, may_clear: bool = False) -> None:
         self._live = live
+        self._may_clear = may_clear
         self._held: list[tuple[Name, str] | _Shown] = []
+
+    @property
+    def _holds(self) -> bool:
+        return self._may_clear or bool(self._held)
 
     def write(self, name: Name, text: str) -> None:
         """As Area."""
-        if self._held:
+        if self._holds:
             self._held.append((name, text))
         else:
             self._live.write(name, text)
 
     def flush(self, name: Name) -> None:
         """As Area."""
-        if not self._held:
+        if not self._holds:
             self._live.flush(name)
 
     def show(self, data: Bundle, metadata: Bundle, display_id: str | None = None, *, update: bool = False) -> None:
@@ -113,7 +119,7 @@ class HeldArea:
             for each in self._held:
                 if isinstance(each, _Shown) and each.display_id == display_id:
                     each.data, each.metadata = data, metadata
-        elif self._held or display_id is not None:
+        elif self._holds or display_id is not None:
             self._held.append(_Shown(data, metadata, display_id))
         else:
             self._live.show(data, metadata)
@@ -121,7 +127,8 @@ class HeldArea:
     def clear(self, *, wait: bool) -> None:
         """As Area."""
         self._held.clear()
-        self._live.clear(wait=wait)
+        if not self._may_clear:
+            self._live.clear(wait=wait)
 
     def close(self) -> None:
         """As Area."""

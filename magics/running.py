@@ -102,7 +102,7 @@ class Cells:
         self, engine: Engine, image: Image, cell: RunCell, invocation: Invocation, facts: ImageFacts, mounts: Sequence[Mount]
     ) -> Ended:
         code = code_of(cell, self._notebook.variables)
-        with self._notebook.streams(cell.cell) as streams:
+        with self._notebook.streams(cell.cell, may_clear=True) as streams:
             front = CellFront(streams, self._notebook.may_ask(), safe(cell))
             stdin = self._stdin(cell.cell, invocation, cell.body)
             interpreter = engine.interpreter(image, invocation.python, options=cell.options, stdin=stdin, mounts=mounts)

@@ -57,7 +57,7 @@ def harmless_markdown(text: str) -> str:
 
     Entities go first: behind them the rest could hide (`&#106;avascript:`). A space ends an address, an escaped colon is one too.
     """
-    text = _TAG.sub("&lt;", _ENTITY.sub("&amp;", text))
+    text = _TAG.sub("<\u200b", _ENTITY.sub("&amp;", text))  # no entity: code would show it
     text = _SCRIPT_ADDRESS.sub(r"\1\2 :", text)
     return _PICTURE.sub("! [", text)
 

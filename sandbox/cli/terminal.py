@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import termios
 import threading
@@ -82,7 +83,7 @@ class Stdio(msgspec.Struct, frozen=True):
         from sandbox.engine import Streams
 
         with ExitStack() as opened:
-            if options.tty and not is_taken():
+            if options.tty and (not is_taken() or (os.isatty(0) and os.isatty(1))):  # IPython in a terminal can lend it
                 if options.interactive:  # before the program starts: going raw throws away what was typed before
                     opened.enter_context(raw_keys(0))
                 stdin = 0 if options.interactive else None
@@ -110,23 +111,31 @@ def _unless_terminal(fd: int) -> int | None:
 
 @contextmanager
 def typed_input() -> Iterator[int]:
-    """A pipe that gets what is typed here, until Ctrl-D."""
+    """A pipe that gets what is typed here, until Ctrl-D or the end of the program: what is typed later is not for it."""
     read_end, write_end = os.pipe()
+    stop, stopping = os.pipe()
+    waiting = select.poll()
+    waiting.register(0, select.POLLIN)
+    waiting.register(stop, 0)
 
     def copy() -> None:
         try:
-            while data := os.read(0, 65536):
+            while all(fd == 0 for fd, _ in waiting.poll()) and (data := os.read(0, 65536)):
                 os.write(write_end, data)
         except BrokenPipeError:
             pass  # the program does not read any more
         finally:
             os.close(write_end)
 
-    threading.Thread(target=copy, daemon=True, name="typed input").start()
+    thread = threading.Thread(target=copy, daemon=True, name="typed input")
+    thread.start()
     try:
         yield read_end
     finally:
         os.close(read_end)
+        os.close(stopping)
+        thread.join()
+        os.close(stop)
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,3 +146,48 @@ def test_plot_table_and_frame_of_a_python_cell(notebook: Notebook) -> None:
     notebook.screenshot("background", handle)
     notebook.run("p.remove()")
     notebook.run("%container reset s")
+
+
+def test_what_the_browser_saved_passes_strict_nbval(notebook: Notebook, lab: Lab) -> None:
+    notebook.run("%container capture -t localhost/python")
+    browser = notebook.page.context.browser
+    assert browser is not None
+    opened = Notebook.open(browser, lab, "saved.ipynb", notebook.shots)
+    for text in (
+        "%load_ext sandbox",
+        "%%dockerfile -t localhost/kept\nFROM localhost/box\nRUN for i in 1 2 3; do echo line $i; sleep 0.3; done",
+        "%%dockerfile\nRUN echo more > /more",
+        "%%container localhost/kept\necho out; echo err >&2",
+        "%%container --session p localhost/python\nhandle = display('0 %', display_id=True)\nimport time\n"
+        "for n in range(0, 101, 25):\n    time.sleep(0.1); handle.update(f'{n} %')\nprint('done')\nn",
+        "%%container --session p\nfrom IPython.display import HTML, Markdown, clear_output\nprint('gone')\nclear_output()\n"
+        "display(Markdown('*a*'))\nopen('/out/t.csv', 'w').write('a,b\\n1,2\\n')\nHTML('<script>1</script><b>b</b>')",
+        "%%container --no-raise-error --session p\n1 / 0",
+        "%container sessions",
+        "%container images",
+        "%stages",
+        "%container reset p",
+    ):
+        opened.run(text)
+    opened.page.keyboard.press("Control+s")
+    saved = lab.directory / "saved.ipynb"
+    deadline = time.monotonic() + 20
+    while '"%container reset p"' not in saved.read_text():
+        assert time.monotonic() < deadline, "the notebook is not saved"
+    opened.page.close()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", saved.name]
+    done = subprocess.run(
+        command, cwd=lab.directory, env={**os.environ, "SANDBOX_ROOT": str(lab.root)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "12 passed" in done.stdout  # the empty cell below too
+    saved.write_text(saved.read_text().replace("line 3", "line 4").replace('"err\\n"', '"other\\n"'))
+    done = subprocess.run(
+        [*command, "-k", "Cell and 3"],
+        cwd=lab.directory,
+        env={**os.environ, "SANDBOX_ROOT": str(lab.root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, "a comparison that cannot fail"

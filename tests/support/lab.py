@@ -120,7 +120,7 @@ class Notebook:
 
     def __init__(self, page: Page, shots: Path) -> None:
         self.page = page
-        self._shots = shots
+        self.shots = shots
 
     @classmethod
     def open(cls, browser: Browser, lab: Lab, name: str, shots: Path) -> Notebook:
@@ -186,6 +186,6 @@ class Notebook:
         """Save what is to be seen as NAME.png."""
         if cell is not None:
             cell.scroll_into_view_if_needed()
-            cell.screenshot(path=self._shots / f"{name}.png")
+            cell.screenshot(path=self.shots / f"{name}.png")
         else:
-            self.page.screenshot(path=self._shots / f"{name}.png")
+            self.page.screenshot(path=self.shots / f"{name}.png")

@@ -111,3 +111,16 @@ def test_what_was_held_is_cleared_too() -> None:
     held.write("stdout", "new")
     held.close()
     assert told.shown == ["cleared", ("stdout", "new")]
+
+
+def test_of_a_cell_that_may_clear_only_the_end_is_shown() -> None:
+    told = Told()
+    held = HeldArea(told, may_clear=True)
+    held.write("stdout", "gone")
+    held.show(_bundle("gone"), {})
+    held.clear(wait=False)
+    held.write("stdout", "stays")
+    held.show(_bundle("too"), {})
+    assert told.shown == []
+    held.close()
+    assert told.shown == [("stdout", "stays"), ("too", None, False)]
