@@ -7,6 +7,7 @@ container may use: whatever user the image names, nobody else on the host gets n
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shutil
@@ -112,6 +113,7 @@ class KernelContainer:
         self._ended.set()
         self._unwanted = True
         self.completed: Completed | None = None
+        atexit.register(self.close)  # jupyter console tells the kernel to end and goes, without a word to its provisioner
 
     @property
     def id(self) -> str | None:
@@ -197,6 +199,7 @@ class KernelContainer:
 
     def close(self) -> None:
         """End the kernel, remove its container, its sockets and our helper process."""
+        atexit.unregister(self.close)
         if self._container is not None:
             self._container.remove(force=True)
             self._container = None
