@@ -18,12 +18,14 @@ SANITIZE_PATTERNS = {
     r"\bsha256:[0-9a-f]{12,64}\b|\b[0-9a-f]{12}\b|\b[0-9a-f]{64}\b": "DIGEST",
     r"\b\d+ procs?\b": "PROCS",
     r"\b\d+ cached\b": "N cached",
+    r"\bnet (?:off|bridge)\b": "net NET",
     r"\b(?:Less than a second|About an? (?:minute|hour)|\d+ (?:seconds?|minutes?|hours?|days?|weeks?)) ago\b": "TIME ago",
     r"\bUp (?:Less than a second|About an? (?:minute|hour)|\d+ (?:seconds?|minutes?|hours?|days?|weeks?))": "Up TIME",
     r"(?: · (?:cpu TIME|peak SIZE|PROCS))+": "",
     r"[ \t]{2,}": "  ",
 }
-"""In this order: the last ones see what the first ones left. Figures a machine may be unable to give (cpu, peak, procs) are left out."""
+"""In this order: the last ones see what the first ones left. Figures a machine may be unable to give (cpu, peak, procs) are left out;
+which network is the default depends on the host."""
 
 
 def pytest_collectstart(collector: Any) -> None:  # Any: nbval's IPyNbFile when it is one; nbval may not even be installed

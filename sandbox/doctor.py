@@ -240,5 +240,5 @@ def _problem(action: Callable[[], None]) -> str | None:
 
 def _tun() -> Check:
     usable = os.access("/dev/net/tun", os.R_OK | os.W_OK)
-    cost = "a rootless network (a later release) cannot start"
+    cost = "--network bridge of an ordinary user is an error"
     return Check("/dev/net/tun", usable, "usable" if usable else "not usable by this user", cost, "chmod 0666 /dev/net/tun", False)

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from sandbox.default_network import default_network
 from sandbox.errors import InvalidOption
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
@@ -343,8 +344,8 @@ class RunOptions(msgspec.Struct, frozen=True):
 
     @property
     def network_name(self) -> str:
-        """none, host or a network: where nothing is said, none, but for a container that publishes ports."""
-        return self.network or ("bridge" if self.publish or self.publish_all else "none")
+        """none, host or a network: where nothing is said, what `default_network` says."""
+        return self.network or default_network(publishes=bool(self.publish or self.publish_all))
 
 
 RUN: tuple[Option, ...] = (
@@ -394,7 +395,7 @@ RUN: tuple[Option, ...] = (
     Option(("-l", "--label"), "label", "set a label on the container", "KEY=VALUE", repeat=True),
     Option(("--stop-signal",), "stop_signal", "signal that stops it", "SIGNAL", parse_signal),
     Option(("--stop-timeout",), "stop_timeout", "seconds from its stop signal to SIGKILL (10)", "SECONDS", parse_whole),
-    Option(("--network", "--net"), "network", "none (loopback only), host, bridge, or the name of a network", "NETWORK"),
+    Option(("--network", "--net"), "network", "none (loopback only), host, bridge (root's default), or a name", "NETWORK"),
     Option(("--network-alias",), "network_alias", "another name for others in its network", "NAME", repeat=True),
     Option(("-p", "--publish"), "publish", "a port of it here: [[ADDRESS:][HOST]:]PORT[/udp]", "PORT", parse_publish, repeat=True),
     Option(("-P", "--publish-all"), "publish_all", "its image's ports, each on a free one of this machine", convert=None),

@@ -30,6 +30,7 @@ _BEFORE = pytest.StashKey[frozenset[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("SANDBOX_NETWORK", "none")  # a bridge is made where a test is about networks
     config.stash[_MISSING] = {}
     # A shell's `make test &` starts us with it ignored, and so would be all that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -109,8 +109,9 @@ class Runtime:
         if spec.network in ("none", "host"):
             return nullcontext()
         if os.geteuid() != 0:
-            hint = "use --network none or --network host"
-            raise Unsupported(f"network {spec.network}: an ordinary user cannot make one yet", feature="network", hint=hint)
+            from sandbox.runtime.network import userspace
+
+            return userspace.attached(self.root, spec, spec.dns or _name_servers(_resolv_conf()))
         return self.networks.attached(spec, spec.dns or _name_servers(_resolv_conf()))
 
     def _plan(self, spec: ContainerSpec, handling: Handling, streams: Streams, network: dict[str, Any] | None) -> dict[str, Any]:

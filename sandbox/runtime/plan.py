@@ -218,7 +218,8 @@ def _network_steps(network: Mapping[str, Any] | None) -> list[Step]:
     from sandbox.runtime.init.resolver import ADDRESS, PORT  # with socket
 
     link: Step = ("configure_link", {key: network[key] for key in ("address", "prefix", "gateway")})
-    return [link, ("open_resolver", {"address": ADDRESS, "port": PORT})]
+    # A helper program has set the link up.
+    return [*([] if "helper" in network else [link]), ("open_resolver", {"address": ADDRESS, "port": PORT})]
 
 
 def _inside(path: str, site: Site) -> str:

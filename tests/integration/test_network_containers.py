@@ -101,6 +101,16 @@ def test_a_container_reaches_the_package_index_and_knows_itself(site: Site) -> N
     assert any(line.endswith("\tme") and line.startswith("10.") for line in done.lines)
 
 
+def test_where_nothing_is_said_it_is_in_the_network_of_the_environment(site: Site) -> None:
+    def links(**env: str) -> str:
+        return site.sandbox.ok("run", "--rm", "python", "ls", "/sys/class/net", env=env).out
+
+    assert "eth0" in links(SANDBOX_NETWORK="bridge").split()
+    assert "eth0" not in links(SANDBOX_NETWORK="none").split()
+    done = site.sandbox("run", "--rm", "python", "true", env={"SANDBOX_NETWORK": "nowhere"})
+    assert (done.status, "network nowhere: there is none" in done.err) == (125, True)
+
+
 def test_without_a_network_nobody_is_reached(site: Site) -> None:
     address = site.serve("web", "--network", "bridge")
     assert site.call(address, 80) == "OSError"  # the twin of all that follow: no route

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import sandbox
 from tests.support.host import requires
 from tests.support.ordinary_user import OrdinaryUser
 
@@ -43,19 +42,6 @@ def say(ordinary_user: OrdinaryUser, packages: Path) -> Iterator[Say]:
     yield run
     assert run("ps", "-aq").stdout == ""
     assert str(root) not in Path("/proc/self/mountinfo").read_text()
-
-
-@pytest.fixture(scope="module")
-def packages(ordinary_user: OrdinaryUser) -> Path:
-    """Our code and what it needs, where that user may read it."""
-    import click
-
-    site = Path(click.__file__).parents[1]
-    copied = ordinary_user.home / "packages"
-    shutil.copytree(site, copied, ignore=shutil.ignore_patterns("__pycache__", "*.pth", "jupyterlab*", "matplotlib*", "pandas*", "numpy*"))
-    for name in ("sandbox", "magics", "kernelspec"):
-        shutil.copytree(Path(sandbox.__file__).parents[1] / name, copied / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return copied
 
 
 def test_what_is_built_runs(say: Say, ordinary_user: OrdinaryUser) -> None:

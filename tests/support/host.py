@@ -76,6 +76,12 @@ def _network() -> str | None:
         return _tried(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", target, "iniconfig")
 
 
+def _tun() -> str | None:
+    """Whether anybody may make a TUN link in a network namespace of their own."""
+    is_open = os.path.exists("/dev/net/tun") and os.stat("/dev/net/tun").st_mode & 0o006 == 0o006
+    return None if is_open else "/dev/net/tun: not for everybody"
+
+
 def _loopback() -> str | None:
     try:
         with socket.create_server(("127.0.0.1", 0)):
@@ -97,5 +103,6 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "cgroup2": _cgroup2,
     "network": _network,
     "loopback": _loopback,
+    "tun": _tun,
     "image-schemas": image_schemas.missing,
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
+from sandbox.default_network import default_network
 from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound
 from sandbox.options import RunOptions, parse_publish
 from sandbox.runtime.network import networks
@@ -94,7 +96,7 @@ def test_publish_of_what_is_no_port(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        (RunOptions(), "none"),
+        (RunOptions(), "none"),  # the tests' own SANDBOX_NETWORK
         (RunOptions(publish=(parse_publish("80"),)), "bridge"),
         (RunOptions(publish_all=True), "bridge"),
         (RunOptions(network="none", publish_all=True), "none"),
@@ -103,6 +105,34 @@ def test_publish_of_what_is_no_port(text: str) -> None:
 )
 def test_a_container_that_publishes_has_a_network(options: RunOptions, name: str) -> None:
     assert options.network_name == name
+
+
+@pytest.mark.parametrize(
+    ("env", "publishes", "name"),
+    [
+        ({"SANDBOX_NETWORK": "none"}, False, "none"),
+        ({"SANDBOX_NETWORK": "none"}, True, "bridge"),
+        ({"SANDBOX_NETWORK": "host"}, False, "host"),
+        ({"SANDBOX_NETWORK": "lab"}, True, "lab"),
+        ({}, True, "bridge"),
+    ],
+)
+def test_the_default_network_is_what_the_environment_says(env: dict[str, str], publishes: bool, name: str) -> None:
+    assert default_network(env, publishes=publishes) == name
+
+
+def test_the_default_network_of_root_is_a_bridge_and_of_others_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    for uid, held, name in ((0, "000001ffffffffff", "bridge"), (0, "0000000000000000", "none"), (1000, "000001ffffffffff", "none")):
+        status.write_text(f"Name:\tx\nCapEff:\t{held}\n")
+        monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
+        assert default_network({}, status=status) == name
+
+
+@pytest.mark.parametrize("text", ["", "a b", " none"])
+def test_a_default_that_is_no_name_is_refused(text: str) -> None:
+    with pytest.raises(InvalidOption, match="SANDBOX_NETWORK"):
+        default_network({"SANDBOX_NETWORK": text})
 
 
 def test_the_owner_of_a_port_is_found_by_its_socket(tmp_path: Path) -> None:

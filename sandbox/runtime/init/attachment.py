@@ -11,7 +11,7 @@ from sandbox.runtime.init import files, netlink, proxy, resolver, steps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
 
@@ -21,6 +21,15 @@ class Failed(Exception):
     def __init__(self, message: str, **facts: object) -> None:
         super().__init__(message)
         self.facts: dict[str, Any] = {"message": message, **facts}
+
+
+def make(network: dict[str, Any]) -> Attachment:
+    """The kind that `network` asks for."""
+    if "helper" not in network:
+        return Attachment(network)
+    from sandbox.runtime.init import usernet  # an ordinary user's alone
+
+    return usernet.UserAttachment(network)
 
 
 class Attachment:
@@ -43,6 +52,9 @@ class Attachment:
             self._change_owner(netlink.NEW_ELEMENT, netlink.CREATE)
         except OSError as err:
             raise Failed(f"network {self.network['name']}: {err.strerror}", step="network", errno=err.errno) from err
+
+    def enter(self, pid: int) -> None:
+        """The user namespace of `pid` has its ids now; nothing waited for that. Raises Failed."""
 
     def serve_names(self, fd: int) -> None:
         """Answer what is asked on this socket, which init opened inside."""
@@ -87,7 +99,7 @@ class Attachment:
         with netlink.Netlink(netlink.NETFILTER) as net:
             net.transact([(kind, element, flags)])
 
-    def _publish(self) -> None:
+    def _publish(self, inside: Sequence[int] = ()) -> None:
         ports = self.network["ports"]
         listeners: list[socket.socket] = []
         try:
@@ -95,7 +107,7 @@ class Attachment:
                 listeners.append(_listen(port))
             self.network["ports"] = [{**port, "host": end.getsockname()[1]} for port, end in zip(ports, listeners, strict=True)]
             if listeners:
-                self._proxy = proxy.start(listeners, [(self.network["address"], port["container"]) for port in ports])
+                self._proxy = proxy.start(listeners, [(self.network["address"], port["container"]) for port in ports], inside)
         finally:
             for listener in listeners:
                 listener.close()

@@ -46,15 +46,19 @@ def listen(port: Mapping[str, Any]) -> socket.socket:
     return listener
 
 
-def start(listeners: Sequence[socket.socket], targets: Sequence[tuple[str, int]]) -> int:
-    """Fork the proxy; its pid. `targets`: where each listener leads to."""
+def start(listeners: Sequence[socket.socket], targets: Sequence[tuple[str, int]], inside: Sequence[int] = ()) -> int:
+    """Fork the proxy; its pid. `targets`: where each listener leads to, seen from the namespaces `inside` (user, net)."""
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
-            s.prctl(s.PR_SET_PDEATHSIG, signal.SIGKILL)
+            for fd, kind in zip(inside, (s.CLONE_NEWUSER, s.CLONE_NEWNET), strict=False):
+                s.setns(fd, kind)
+            s.prctl(s.PR_SET_PDEATHSIG, signal.SIGKILL)  # setns(2) into a user namespace clears it
             s.prctl_name("sandbox-proxy")
             pid1.close_others({0, 1, 2, *(each.fileno() for each in listeners)})
-            _Proxy(listeners, targets).serve()
+            if os.getppid() == parent:
+                _Proxy(listeners, targets).serve()
         finally:
             os._exit(0)
     return pid

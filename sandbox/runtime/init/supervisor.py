@@ -58,7 +58,7 @@ class Container:
         self.health: health.Health | None = None
         self.is_again = False
         self.is_over = False
-        self.attachment = attachment.Attachment(plan["network"]) if plan.get("network") else None
+        self.attachment = attachment.make(plan["network"]) if plan.get("network") else None
 
     # set up ---------------------------------------------------------------------------------------------------------
 
@@ -113,6 +113,14 @@ class Container:
         except attachment.Failed as err:
             raise Refused({"event": "refused", "code": 125, **err.facts}) from err
 
+    def _enter_network(self) -> None:
+        if self.attachment is None:
+            return
+        try:
+            self.attachment.enter(self.pid)
+        except attachment.Failed as err:
+            raise Refused({"event": "refused", "code": 125, **err.facts}) from err
+
     def _hand_over_mounts(self) -> None:
         """Write the id maps, then send init what only the host side can make: idmapped and bound host directories."""
         trees: dict[str, int] = {}
@@ -120,6 +128,7 @@ class Container:
         try:
             hostside.set_before_it_may_not(self.pid, self.plan)
             userns = hostside.map_ids(self.pid, self.plan["idmap"]) if self.plan["idmap"] else -1
+            self._enter_network()
             for source in self.plan["host_mounts"]:
                 trees[source["name"]] = hostside.detach_host_mount(source, userns)
             link.send(self.link, {"mounts": list(trees)}, list(trees.values()))
