@@ -39,7 +39,7 @@ def _sandbox_tell_why(*_, _path=__file__.rpartition("/")[0] + "/ended", _shell=g
     with open(_path, encoding="utf-8") as file:
         reason = file.read()
     if reason:
-        print("The kernel before this one ended:", reason, file=sys.stderr)
+        print("The kernel before this one ended:", reason, file=sys.stderr, flush=True)
 get_ipython().events.register("pre_run_cell", _sandbox_tell_why)
 """
 DIRECTORY_LABEL = "org.jupyter.sandbox.kernel.directory"

@@ -134,6 +134,23 @@ class Notebook:
         page.get_by_text("| Idle").wait_for()
         return cls(page, shots)
 
+    @classmethod
+    def launch(cls, browser: Browser, lab: Lab, kernel: str, shots: Path, *, picture: str | None = None) -> Notebook:
+        """A new notebook by the launcher's card of that kernel; a `picture` of the launcher on the way."""
+        page = browser.new_page(viewport={"width": 1100, "height": 800})
+        page.set_default_timeout(30_000)
+        page.goto(f"{lab.url}/lab/workspaces/launcher?reset&token={lab.token}")
+        card = page.locator(f'.jp-LauncherCard[data-category="Notebook"][title^="{kernel}"]')
+        card.wait_for()
+        made = cls(page, shots)
+        if picture:
+            made.screenshot(picture)
+        card.click()
+        page.locator(".jp-Notebook").wait_for()
+        page.keyboard.press("Control+b")  # more room
+        page.get_by_text("| Idle").wait_for()
+        return made
+
     @property
     def _cells(self) -> Locator:
         return self.page.locator(".jp-Notebook .jp-CodeCell")
