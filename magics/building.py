@@ -88,7 +88,7 @@ class Builds:
             target=given.options.target,
             no_cache=given.options.no_cache,
             labels=self._notebook.pairs(given.options.label, "--label"),
-            network="none" if given.options.network == "none" else "host",
+            network="host" if given.options.network == "default" else given.options.network,
             settings=replace(settings_of(given.options, os.environ), files=given.files),
             on_event=shown.see,
         )

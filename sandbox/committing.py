@@ -18,6 +18,7 @@ from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
 from sandbox.oci import Digest, History, ImageConfig, RootFS, RunConfig
 from sandbox.records import Record, State
+from sandbox.runtime.host_ca import is_ours
 from sandbox.runtime.init import files
 
 
@@ -67,7 +68,7 @@ def _config(root: Path, store: Store, base: RunConfig, record: Record, changes: 
     process = record.spec.process
     config = msgspec.structs.replace(
         base,
-        env=[f"{name}={value}" for name, value in process.env],
+        env=[f"{name}={value}" for name, value in process.env if not is_ours(value)],
         user=process.user,
         working_dir=process.cwd if process.cwd != "/" else base.working_dir,
     )

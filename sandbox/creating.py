@@ -19,6 +19,9 @@ from sandbox.records import Record, Records
 from sandbox.runtime.spec import ContainerSpec, Mount, Rootfs
 from sandbox.volumes import Volumes
 
+_BUNDLE = 8 << 20
+"""Bytes of certificates that are read of an image at most."""
+
 
 class Creator:
     """Makes containers below `root`."""
@@ -42,6 +45,9 @@ class Creator:
                 directory.mkdir(mode=0o700, parents=True)
                 mounts = (*self._mounts(found, directory, options, volumes), *extra)
                 self._make_upper(directory, found)
+                if options.host_ca:
+                    spec, certificates = self._trusting_host(spec, found)
+                    mounts += certificates
                 made = replace(spec, mounts=mounts, names=(name, *options.network_alias))
                 record = self._record_of(made, found, name, image, options)
                 self._records.write(record)
@@ -105,6 +111,17 @@ class Creator:
             allow_unenforced=options.allow_unenforced,
             health=launch.make_health(config, options),
         )
+
+    def _trusting_host(self, spec: ContainerSpec, image: Image) -> tuple[ContainerSpec, tuple[Mount, ...]]:
+        """--host-ca: the variables, and the mounts, also where the image's distribution keeps what it trusts."""
+        from sandbox.runtime import host_ca
+
+        tree = self._store.tree(image.top)
+        place = host_ca.deliver(self._root, host_ca.trusted(partial(tree.read, limit=_BUNDLE)), host_ca.added())
+        kept = [path for path in host_ca.PLACES if (entry := tree.lookup(path)) and entry.is_file]
+        mounts = (host_ca.mount(place), *(Mount("bind", path, str(place / "bundle.pem"), read_only=True) for path in kept))
+        env = {**host_ca.VARIABLES, **dict(spec.process.env)}
+        return replace(spec, process=replace(spec.process, env=tuple(env.items()))), mounts
 
     def _make_upper(self, directory: Path, image: Image) -> None:
         """The upper directory gives the container's / its mode and owner: the image's."""

@@ -131,7 +131,7 @@ class Engine:
         target: str | None = None,
         no_cache: bool = False,
         labels: Mapping[str, str] | None = None,
-        network: Literal["host", "none"] = "host",
+        network: str = "host",
         settings: Settings | None = None,
         on_event: Callable[[BuildEvent], None] | None = None,
     ) -> Image:

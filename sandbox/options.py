@@ -340,6 +340,7 @@ class RunOptions(msgspec.Struct, frozen=True):
     log_driver: str | None = None
     log_opt: tuple[tuple[str, str], ...] = ()
     allow_unenforced: bool = False
+    host_ca: bool = False
     pull: str | None = None
 
     @property
@@ -423,6 +424,7 @@ RUN: tuple[Option, ...] = (
         parse_choice("missing", "always", "never"),
     ),
     Option(("--timeout",), "timeout", "stop it after this long", "TIME", parse_duration),
+    Option(("--host-ca",), "host_ca", "trust the certificate authorities that this machine trusts beside its distribution's", convert=None),
     Option(("--allow-unenforced",), "allow_unenforced", "run although a limit cannot be enforced here", convert=None),
 )
 
@@ -460,6 +462,7 @@ class BuildOptions(msgspec.Struct, frozen=True):
     cache_from: tuple[str, ...] = ()
     cache_to: tuple[str, ...] = ()
     timestamp: int | None = None
+    no_host_ca: bool = False
     extra: dict[str, Any] = msgspec.field(default_factory=dict)  # Any: rows a face adds for itself (the magics' -o VAR)
 
 
@@ -471,7 +474,7 @@ BUILD: tuple[Option, ...] = (
     Option(("--no-cache",), "no_cache", "redo every step", convert=None),
     Option(("--pull",), "pull", "ask the registry for a newer base", convert=None),
     Option(("--label",), "label", "set a label on the image", "KEY=VALUE", repeat=True),
-    Option(("--network",), "network", "network of RUN steps: host or none", "MODE", parse_choice("host", "none", "default")),
+    Option(("--network",), "network", "network of RUN steps: host (default), none, bridge, or a name", "NETWORK"),
     Option(
         ("--progress",), "progress", "auto, plain, tty, quiet or rawjson", "KIND", parse_choice("auto", "plain", "tty", "quiet", "rawjson")
     ),
@@ -493,6 +496,7 @@ BUILD: tuple[Option, ...] = (
     Option(("--cache-from",), "cache_from", "a cache to take steps from", "type=local,src=DIR|NAME", repeat=True),
     Option(("--cache-to",), "cache_to", "where to keep the steps", "type=inline|local,dest=DIR|NAME", repeat=True),
     Option(("--timestamp",), "timestamp", "seconds since 1970 that every time is set to", "SECONDS", parse_seconds),
+    Option(("--no-host-ca",), "no_host_ca", "RUN steps do not trust this machine's extra certificate authorities", convert=None),
     Option(("--check",), "check", "check the Dockerfile, build nothing", convert=None),
     Option(("-o", "--output"), "export", "where the result goes: DIR, - or type=oci|docker|tar|local|image,dest=PATH", "DEST", repeat=True),
     Option(("--metadata-file",), "metadata_file", "write the image's digests to a file, as JSON", "FILE"),

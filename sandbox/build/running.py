@@ -16,10 +16,13 @@ from sandbox.build.site import Site, Starts, StepLimits
 from sandbox.build.state import DEFAULT_PATH, BuildState, Change
 from sandbox.errors import BuildError
 from sandbox.image.store import Draft
+from sandbox.runtime import host_ca
 from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, ContainerSpec, Mount, Network, Process, Rootfs
 
 _TAIL = 4096
+_BUNDLE = 8 << 20
+"""Bytes of certificates that are read of an image at most."""
 _SCRIPTS = "/dev/pipes"
 _RUNTIME_MOUNTS = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/sys/fs/cgroup")
 """Where the runtime mounts by itself below a directory of the image's."""
@@ -101,14 +104,18 @@ def _run(draft: Draft, *, state: BuildState, i: ins.Run, script: _Script, networ
     with site.runtime.reserve() as place, mounted(state, i, site, draft.upper.parent) as extra:
         below = site.store.tree(state.top)
         env = _environment(state, site, home_of(below, state.run.user))
-        mounts = (*_script_mount(draft, script), *extra.mounts)
+        mounts, trusting = [*_script_mount(draft, script), *extra.mounts], {}
+        if site.limits.host_ca and network != "none" and (authorities := host_ca.added()):
+            place_of_them = host_ca.deliver(site.store.root, host_ca.trusted(partial(below.read, limit=_BUNDLE)), authorities)
+            mounts.append(host_ca.mount(place_of_them))
+            trusting = dict(host_ca.VARIABLES)
         spec = ContainerSpec(
             id=site.new_id(),
             rootfs=Rootfs(site.store.lowers(state.top), str(draft.upper), str(draft.work)),
-            process=Process(script.argv, tuple({**env, **extra.env}.items()), state.workdir, state.run.user),
+            process=Process(script.argv, tuple({**trusting, **env, **extra.env}.items()), state.workdir, state.run.user),
             hostname=HOSTNAME,
             network=network,
-            mounts=mounts,
+            mounts=tuple(mounts),
             limits=site.limits.limits,
             ulimits=site.limits.ulimits,
             extra_hosts=site.limits.hosts,

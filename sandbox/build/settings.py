@@ -57,6 +57,7 @@ def settings_of(options: BuildOptions, environ: Mapping[str, str]) -> Settings:
             ulimits=options.ulimit,
             limits=Limits(memory=options.memory, memory_swap=options.memory_swap, cpuset_cpus=options.cpuset_cpus),
             insecure=_allowed(options.allow),
+            host_ca=not options.no_host_ca,
         ),
         cache_from=tuple(parse_cache(text, "--cache-from") for text in options.cache_from),
         cache_to=tuple(parse_cache(text, "--cache-to") for text in options.cache_to),

@@ -78,6 +78,8 @@ class StepLimits(msgspec.Struct, frozen=True):
     ulimits: tuple[tuple[str, int, int], ...] = ()
     limits: Limits = Limits()
     insecure: bool = False
+    host_ca: bool = True
+    """This host's extra certificate authorities are trusted by what a RUN starts: no part of any key, in no layer."""
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -21,7 +21,6 @@ from sandbox.errors import InvalidOption, SandboxError, StepFailed
 from sandbox.options import BUILD, BuildOptions
 
 if TYPE_CHECKING:
-    from typing import Literal
 
     from sandbox.build.events import BuildEvent
     from sandbox.build.outputs import Output
@@ -183,5 +182,5 @@ def key_values(texts: Sequence[str], what: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _network(text: str) -> Literal["host", "none"]:
-    return "none" if text == "none" else "host"
+def _network(text: str) -> str:
+    return "host" if text == "default" else text
