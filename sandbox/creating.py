@@ -141,11 +141,32 @@ class Creator:
         targets = [*(request.target for request in requests), *(target for target, _ in tmpfs)]
         if twice := next((target for target in targets if targets.count(target) > 1), None):
             raise InvalidOption(f"{twice}: two mounts for one place")
+        inherited = [mount for mount in self._mounts_of_others(options.volumes_from) if mount.target not in targets]
+        targets += [mount.target for mount in inherited]
         requests += [VolumeRequest("named", "", path) for path in sorted(image.config.value.config.volumes or ()) if path not in targets]
         return (
+            *inherited,
             *(self._bind(request, number, image, directory, options, made) for number, request in enumerate(requests)),
             *(Mount("tmpfs", target, options=given) for target, given in tmpfs),
         )
+
+    def _mounts_of_others(self, names: Sequence[str]) -> list[Mount]:
+        """--volumes-from NAME[:ro]: its host directories and volumes, at the same places; of two for one the later. ContainerNotFound."""
+        found: dict[str, Mount] = {}
+        for text in names:
+            name, _, mode = text.partition(":")
+            if mode not in ("", "ro", "rw"):
+                raise InvalidOption(f"--volumes-from {text}: not of the form container[:ro|:rw]")
+            other = self._records.find(name)
+            own = f"{self._records.directory(other.id)}/"
+            for mount in other.spec.mounts:
+                if mount.kind != "bind" or Path(mount.source).is_relative_to(self._root / "host-ca"):
+                    continue
+                if mount.source.startswith(own):
+                    hint = f"give it a name: -v NAME:{mount.target}"
+                    raise InvalidOption(f"--volumes-from {name}: its volume at {mount.target} goes with it (--rm)", hint=hint)
+                found[mount.target] = replace(mount, read_only=mount.read_only or mode == "ro")
+        return list(found.values())
 
     def _bind(self, request: VolumeRequest, number: int, image: Image, directory: Path, options: RunOptions, made: list[str]) -> Mount:
         if request.kind == "bind":

@@ -283,6 +283,7 @@ class RunOptions(msgspec.Struct, frozen=True):
     env_file: tuple[str, ...] = ()
     volume: tuple[str, ...] = ()
     mount: tuple[str, ...] = ()
+    volumes_from: tuple[str, ...] = ()
     workdir: str | None = None
     user: str | None = None
     memory: int | None = None
@@ -359,6 +360,7 @@ RUN: tuple[Option, ...] = (
     Option(("--env-file",), "env_file", "read environment variables from a file", "FILE", repeat=True),
     Option(("-v", "--volume"), "volume", "mount a host directory or named volume", "SRC:DST[:ro]", repeat=True),
     Option(("--mount",), "mount", "mount in docker's long form: type=volume|bind|tmpfs,source=…,target=…", "KEY=VALUE,…", repeat=True),
+    Option(("--volumes-from",), "volumes_from", "the host directories and volumes of another container", "NAME[:ro]", repeat=True),
     Option(("-w", "--workdir"), "workdir", "working directory inside", "DIR"),
     Option(("-u", "--user"), "user", "user inside, by name or number", "USER[:GROUP]"),
     Option(("-m", "--memory"), "memory", "memory limit", "BYTES", parse_size),

@@ -91,6 +91,35 @@ def test_volumes_without_a_name_stay_unless_they_are_asked_away(sandbox: Command
     assert volumes(sandbox) == []
 
 
+def test_the_volumes_of_another_container(sandbox: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/note").write_text("noted\n")
+    flags = ("-v", "kept:/data", "-v", "/own", "-v", f"{tmp_path / 'here'}:/here:ro", "--tmpfs", "/scratch")
+    sandbox.ok("run", "--name", "first", *flags, "busybox", "sh", "-c", "echo one > /data/x; echo two > /own/y; echo z > /scratch/z")
+    script = "cat /data/x /own/y /here/note; ls -d /scratch 2>&1; touch /here/w 2>&1; echo more > /data/z"
+    heard = run(sandbox, "--volumes-from", "first", "busybox", "sh", "-c", script)
+    assert heard.startswith("one\ntwo\nnoted\nls: /scratch: No such file")
+    assert "Read-only file system" in heard
+    refused = sandbox("run", "--rm", "--volumes-from", "first:ro", "busybox", "sh", "-c", "cat /data/z; touch /data/w")
+    assert (refused.out, "Read-only file system" in refused.err) == ("more\n", True)
+    mine = ("--volumes-from", "first", "-v", "other:/data", "busybox", "ls", "/data")
+    assert run(sandbox, *mine) == ""  # what is said itself wins
+
+    sandbox.ok("create", "--name", "second", "--volumes-from", "first", "busybox", "cat", "/own/y")
+    sandbox.ok("rm", "-v", "first")
+    assert sandbox.ok("start", "-a", "second").out == "two\n"  # the second has its volume still
+    sandbox.ok("rm", "-v", "second")
+    assert volumes(sandbox) == ["kept", "other"]
+
+
+@pytest.mark.parametrize(("text", "words"), [("nobody", "nobody: no such container"), ("going:rx", "going:rx"), ("going", "goes with it")])
+def test_volumes_of_nobody_or_of_one_that_takes_them_along(sandbox: CommandLine, text: str, words: str) -> None:
+    sandbox.ok("run", "-d", "--rm", "--name", "going", "-v", "/own", "busybox", "sleep", "1000")
+    done = sandbox("run", "--rm", "--volumes-from", text, "busybox", "true")
+    assert (done.status, words in done.err) == (125, True), done.err
+    sandbox.ok("rm", "-f", "going")
+
+
 def test_a_container_that_cannot_be_made_leaves_no_volume(sandbox: CommandLine, tmp_path: Path) -> None:
     done = sandbox("create", "--mount", f"type=bind,src={tmp_path}/none,dst=/d", "-v", "/e", "has", "true")
     assert (done.status, "does not exist" in done.err) == (125, True)
