@@ -60,8 +60,6 @@ class KernelRequest(msgspec.Struct, frozen=True):
     env: Mapping[str, str] | None = None
     cwd: str | None = None
     kernel_id: str = ""
-    root: str | None = None
-    """The engine's state directory; None: the usual one."""
 
 
 class SocketDirectory:
@@ -101,12 +99,13 @@ def _short(parent: str) -> str:
 
 
 class KernelContainer:
-    """A kernel process in its container. Thread-safe: front ends poll while a thread waits for the end."""
+    """A kernel process in its container, made by `engine`, which stays the caller's. Thread-safe: front ends poll while a thread waits
+    for the end."""
 
-    def __init__(self, request: KernelRequest, directory: SocketDirectory) -> None:
+    def __init__(self, request: KernelRequest, directory: SocketDirectory, engine: Engine) -> None:
         self._request = request
         self._directory = directory
-        self._engine = Engine(request.root)
+        self._engine = engine
         self._container: Container | None = None
         self._running: Running | None = None
         self._ended = threading.Event()
@@ -198,13 +197,12 @@ class KernelContainer:
         return done.reason or (f"exit code {done.exit_code}" if done.exit_code else "")
 
     def close(self) -> None:
-        """End the kernel, remove its container, its sockets and our helper process."""
+        """End the kernel, remove its container and its sockets."""
         atexit.unregister(self.close)
         if self._container is not None:
             self._container.remove(force=True)
             self._container = None
         self._ended.wait(10)
-        self._engine.close()
         self._directory.remove()
 
     def _make(self) -> Container:

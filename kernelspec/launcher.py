@@ -28,22 +28,21 @@ def main(argv: Sequence[str]) -> int:
     """Run the kernel until it ends; its exit status."""
     directory, connection = Path(argv[0]), json.loads(Path(argv[1]).read_text(encoding="utf-8"))
     try:
-        return asyncio.run(_serve(_request(directory), connection))
+        spec = json.loads((directory / "kernel.json").read_text(encoding="utf-8"))
+        with Engine(spec["metadata"]["kernel_provisioner"]["config"]["root"] or None) as engine:
+            return asyncio.run(_serve(_request(spec, engine), connection, engine))
     except SandboxError as err:
         sys.stderr.write(f"kernel: {err}" + (f" ({err.hint})" if err.hint else "") + "\n")
         return 125
 
 
-def _request(directory: Path) -> KernelRequest:
-    spec = json.loads((directory / "kernel.json").read_text(encoding="utf-8"))
+def _request(spec: dict[str, Any], engine: Engine) -> KernelRequest:
     config = spec["metadata"]["kernel_provisioner"]["config"]
     command = tuple(config["command"])
     if not command:
-        with Engine(config["root"] or None) as engine:
-            command = default_command(engine, config["image"])
+        command = default_command(engine, config["image"])
     session = os.environ.get("JPY_SESSION_NAME", "")
-    with Engine(config["root"] or None) as engine:
-        options = apply_all(options_from(config["flags"]), Path(session) if session else None, os.environ, engine.root)
+    options = apply_all(options_from(config["flags"]), Path(session) if session else None, os.environ, engine.root)
     return KernelRequest(
         image=config["image"],
         argv=command,
@@ -51,13 +50,12 @@ def _request(directory: Path) -> KernelRequest:
         env={name: value for name, value in spec.get("env", {}).items() if not name.startswith("KERNEL_")},
         cwd=str(Path.cwd()) if config["mount"] else None,
         kernel_id=str(os.getpid()),
-        root=config["root"] or None,
     )
 
 
-async def _serve(request: KernelRequest, connection: dict[str, Any]) -> int:
+async def _serve(request: KernelRequest, connection: dict[str, Any], engine: Engine) -> int:
     directory = SocketDirectory()
-    kernel = KernelContainer(request, directory)
+    kernel = KernelContainer(request, directory, engine)
     numbers = {channel: number for number, channel in enumerate(_CHANNELS, 1)}
     inside = {**connection, "transport": "ipc", "ip": directory.base, **{f"{name}_port": n for name, n in numbers.items()}}
     ended = asyncio.Event()

@@ -18,6 +18,7 @@ from traitlets import Bool, List, Unicode
 
 from kernelspec import parameters
 from kernelspec.container import CONNECTION, KernelContainer, KernelRequest, SocketDirectory, default_command, options_from
+from kernelspec.engines import Engines, engines_of
 from sandbox import Engine
 
 _LAUNCHER = "kernelspec.launcher"
@@ -35,6 +36,8 @@ class SandboxProvisioner(LocalProvisioner):
     root = Unicode("", config=True, help="The engine's state directory; empty: the usual one.")
 
     _kernel: KernelContainer | None = None
+    _engine: Engine | None = None
+    _engines: Engines
     _directory: SocketDirectory | None = None
     _waited = True
 
@@ -48,13 +51,20 @@ class SandboxProvisioner(LocalProvisioner):
         if self._directory is None:
             self._directory = SocketDirectory()
         manager: Any = self.parent  # the KernelManager
+        if self._engine is None:
+            self._engines = engines_of(manager)
+            self._engine = self._engines.take(self.root)
         manager.transport = "ipc"
         manager.ip = self._directory.base
         manager.cache_ports = False  # they are for tcp
         self._directory.clear()
         extra = list(kwargs.get("extra_arguments") or ())
         prepared = dict(await super().pre_launch(**kwargs))
-        prepared["cmd"] = [*await asyncio.to_thread(self._command), *extra]
+        try:
+            prepared["cmd"] = [*await asyncio.to_thread(self._command), *extra]
+        except BaseException:
+            await self.cleanup()  # nobody else would, as below
+            raise
         return prepared
 
     def _command(self) -> list[str]:
@@ -64,19 +74,20 @@ class SandboxProvisioner(LocalProvisioner):
         argv = list(self.kernel_spec.argv)
         if _LAUNCHER not in argv:  # any kernelspec's own
             return argv
-        with Engine(self.root or None) as engine:
-            return list(default_command(engine, self.image))
+        assert self._engine is not None
+        return list(default_command(self._engine, self.image))
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the kernel; SandboxError says why it cannot be."""
         assert self._directory is not None
+        assert self._engine is not None
         self.cwd = kwargs.get("cwd")
         manager: Any = self.parent
         connection = Path(manager.connection_file).read_text(encoding="utf-8")
         stdout, stderr = _fd(kwargs.get("stdout"), 1), _fd(kwargs.get("stderr"), 2)
         try:
             if self._kernel is None:
-                self._kernel = KernelContainer(self._request(cmd, kwargs), self._directory)
+                self._kernel = KernelContainer(self._request(cmd, kwargs, self._engine), self._directory, self._engine)
             await asyncio.to_thread(self._kernel.start, connection, stdout=stdout, stderr=stderr)
         except BaseException:
             await self.cleanup()  # nobody else would: for jupyter_client there is no kernel then
@@ -84,13 +95,12 @@ class SandboxProvisioner(LocalProvisioner):
         self._waited = False
         return self.connection_info
 
-    def _request(self, cmd: list[str], kwargs: dict[str, Any]) -> KernelRequest:
+    def _request(self, cmd: list[str], kwargs: dict[str, Any], engine: Engine) -> KernelRequest:
         env = dict(kwargs.get("env") or {})
         manager: Any = self.parent
         kept = {name: value for name, value in env.items() if name in self.kernel_spec.env or name in _PASSED_ON}
         cwd = os.path.realpath(kwargs["cwd"]) if self.mount and kwargs.get("cwd") else None
-        with Engine(self.root or None) as engine:
-            options = parameters.apply_all(options_from(list(self.flags)), _notebook(self.cwd, env), env, engine.root)
+        options = parameters.apply_all(options_from(list(self.flags)), _notebook(self.cwd, env), env, engine.root)
         return KernelRequest(
             image=self.image or "localhost/python",
             argv=tuple(word.replace(manager.connection_file, CONNECTION) for word in cmd),
@@ -98,7 +108,6 @@ class SandboxProvisioner(LocalProvisioner):
             env={name: value for name, value in kept.items() if not name.startswith("KERNEL_")},
             cwd=cwd,
             kernel_id=self.kernel_id or "",
-            root=self.root or None,
         )
 
     async def poll(self) -> int | None:
@@ -138,12 +147,14 @@ class SandboxProvisioner(LocalProvisioner):
         """Nothing before a restart: the container stays. Else everything goes."""
         if restart:
             return
-        if self._kernel is not None:
-            await asyncio.to_thread(self._kernel.close)
-            self._kernel = None
-        elif self._directory is not None:
-            self._directory.remove()
-        self._directory = None
+        kernel, directory, engine = self._kernel, self._directory, self._engine
+        self._kernel = self._directory = self._engine = None  # before anything is waited for: a server may ask twice
+        if kernel is not None:
+            await asyncio.to_thread(kernel.close)
+        elif directory is not None:
+            directory.remove()
+        if engine is not None:
+            await asyncio.to_thread(self._engines.give_back, self.root)
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """What another process needs to find the container."""

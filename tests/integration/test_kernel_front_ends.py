@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -15,6 +16,7 @@ from typing import Any
 import nbformat
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
+from nbclient import NotebookClient
 
 from sandbox.engine import Engine
 from tests.support.host import requires
@@ -129,3 +131,40 @@ def test_jupyter_console_talks(place: Place) -> None:
         ["jupyter_console", "--kernel", "limited", "--simple-prompt"], input=f"{LOOK.splitlines()[0]}\n{LOOK.splitlines()[1]}\nexit\n"
     )
     assert "1 ['lo']" in done.stdout
+
+
+PNG = b"\x89PNG\r\n\x1a\nnot much of a picture"
+
+
+def test_kernelspec_found_in_the_image_gives_language_argv_environment_and_picture(place: Place, sandbox_command: list[str]) -> None:
+    spec = {
+        "argv": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Mine",
+        "language": "mine",
+        "interrupt_mode": "message",
+        "env": {"FROM_SPEC": "$HOME"},
+    }
+    context = place.root.parent / "context"
+    (context / "mine").mkdir(parents=True)
+    (context / "mine/kernel.json").write_text(json.dumps(spec))
+    (context / "mine/logo-64x64.png").write_bytes(PNG)
+    (context / "mine/logo-svg.svg").write_text("<svg><script>alert(1)</script></svg>")
+    (context / "broken").mkdir()
+    (context / "broken/kernel.json").write_text("{")
+    with Engine(place.root) as engine:
+        dockerfile = "FROM localhost/ipy\nCOPY . /usr/local/share/jupyter/kernels/\n"
+        engine.build(context, dockerfile=dockerfile, tags=["localhost/brings"])
+    prefix = Path(os.environ["JUPYTER_PATH"]).parents[1]
+    command = [*sandbox_command, "kernel", "install", "localhost/brings", "--kernel", "mine", "--prefix", str(prefix)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "kernel mine of the image; others, by --kernel: python3" in done.stdout
+    directory = prefix / "share/jupyter/kernels/brings"
+    written = json.loads((directory / "kernel.json").read_text())
+    assert (written["language"], written["interrupt_mode"], written["env"]) == ("mine", "message", {})
+    assert {path.name for path in directory.iterdir()} == {"kernel.json", "logo-64x64.png"}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os; os.environ['FROM_SPEC']")])
+    NotebookClient(notebook, kernel_name="brings", resources={"metadata": {"path": str(place.work)}}, timeout=60).execute()
+    assert notebook.cells[0].outputs[0]["data"]["text/plain"] == "'$HOME'"
+    refused = subprocess.run([*command[:-2], "--prefix", str(prefix), "--kernel", "other"], capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "kernel other: not in image localhost/brings" in refused.stderr
