@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from sandbox.runtime import cgroups
+from sandbox.runtime.cgroups import systemd
 from sandbox.runtime.init import files
 from sandbox.runtime.spec import Limits
 
@@ -207,23 +208,33 @@ _LIMITS: Sequence[tuple[str, str, Limits]] = (
 
 
 def _cgroups() -> list[Check]:
-    layout = cgroups.discover()
-    remedy = "run as root, or in a delegated cgroup: systemd-run --user --scope -p Delegate=yes …"
-    version = Check("cgroup", layout.kind != "none", layout.kind, "no limits and no usage figures", remedy, False)
-    return [version, *(_limit(name, flag, limits, remedy) for name, flag, limits in _LIMITS)]
+    """As containers get them: where a scope of systemd's is needed, the helper is started in one."""
+    from sandbox.runtime.spawner import Spawner
+
+    spawner = Spawner()
+    try:
+        if systemd.scope_command(os.environ):
+            spawner.warm()
+        layout = cgroups.discover(who=spawner.place)
+        kind = f"{layout.kind}, in a scope of systemd's" if spawner.has_scope else "; ".join(filter(None, (layout.kind, spawner.complaint)))
+        remedy = "run as root, or in a delegated cgroup: systemd-run --user --scope -p Delegate=yes …"
+        version = Check("cgroup", layout.kind != "none", kind, "no limits and no usage figures", remedy, False)
+        return [version, *(_limit(name, flag, limits, remedy, spawner.place) for name, flag, limits in _LIMITS)]
+    finally:
+        spawner.close()
 
 
-def _limit(name: str, flag: str, limits: Limits, remedy: str) -> Check:
+def _limit(name: str, flag: str, limits: Limits, remedy: str, who: str) -> Check:
     """Make a group with this limit and remove it."""
     cost = f"{flag} is an error"
-    problem = _problem(lambda: _make_group(limits))
+    problem = _problem(lambda: _make_group(limits, who))
     return Check(name, problem is None, "can be enforced" if problem is None else problem, cost, remedy, False)
 
 
-def _make_group(limits: Limits) -> None:
+def _make_group(limits: Limits, who: str) -> None:
     from sandbox.runtime.init import cgroup
 
-    plan = cgroups.discover().plan(f"doctor.{os.getpid()}", limits)
+    plan = cgroups.discover(who=who).plan(f"doctor.{os.getpid()}", limits)
     cgroup.make(plan.directories, moves=plan.moves, copies=plan.copies, writes=plan.writes, optional=plan.optional, groups=plan.groups)
     cgroup.remove(plan.groups)
 

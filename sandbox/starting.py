@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from sandbox.errors import ContainerError, WrongState
 from sandbox.records import ALIVE, Record, Records, State
-from sandbox.runtime import cgroups
+from sandbox.runtime.cgroups import systemd
 from sandbox.runtime.container import Place, Running, Runtime, Stream, Streams, engine_mark
 from sandbox.runtime.init import cgroup, files, journal
 from sandbox.runtime.plan import Handling, LogFile
@@ -99,7 +99,7 @@ class Starter:
         """Kill and remove the cgroups of containers without supervisor: those in `dead`, and those whose directory is gone."""
         alive = {i[:32] for i in self._records.ids() if i not in dead}
         mark = engine_mark(self._runtime.root)
-        for name, groups in cgroups.discover().existing().items():
+        for name, groups in systemd.existing():
             owner, _, container_id = name.partition(".")
             if owner == mark and container_id not in alive:
                 cgroup.remove(groups)

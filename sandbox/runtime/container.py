@@ -157,8 +157,13 @@ class Runtime:
 
     def cgroup_plan(self, spec: ContainerSpec) -> tuple[cgroups.Plan, bool]:
         """The container's groups, and whether the host has only v2; raises Unsupported for a limit that cannot be enforced."""
-        layout = self._discovery.layout()
-        plan = layout.plan(cgroup_name(self.root, spec.id), spec.limits, allow_unenforced=spec.allow_unenforced)
+        layout = self._discovery.layout(self._spawner.place)
+        try:
+            plan = layout.plan(cgroup_name(self.root, spec.id), spec.limits, allow_unenforced=spec.allow_unenforced)
+        except Unsupported as err:
+            if self._spawner.complaint:
+                err.args = (f"{err}; {self._spawner.complaint}",)
+            raise
         return plan, all(h.version == 2 for h in layout.hierarchies)
 
     def _site(self, spec: ContainerSpec, record: Path, network: dict[str, Any] | None) -> Site:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 # -I -S: no site, no user directory, no environment; only our own package beside the standard library.
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.runtime.init.serve import main; main(*(int(fd) for fd in sys.argv[2:]))"
+_ENTER = "import os, sys; os.dup2(os.open('/dev/null', os.O_RDWR), 2); os.execve(sys.argv[1], sys.argv[2:], {})"
+_PATIENCE = 30.0
+"""Seconds that systemd may take to make a scope."""
 
 
 def hand_over(supervisor: socket.socket, job: str, plan: Mapping[str, Any], stdio: Sequence[int]) -> None:
@@ -37,10 +40,15 @@ def hand_over(supervisor: socket.socket, job: str, plan: Mapping[str, Any], stdi
 
 
 class Spawner:
-    """A handle on the helper process; `close` ends it, the containers it started live on. `single`: one container will be started."""
+    """A handle on the helper process; `close` ends it, the containers it started live on. `single`: one container will be started.
+
+    `has_scope`: it was started in a scope of its own (cgroups.systemd); `complaint`: why that was not to be had where it is needed.
+    """
 
     def __init__(self, *, single: bool = False) -> None:
         self._has_spare = not single
+        self.has_scope = False
+        self.complaint = ""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -51,6 +59,11 @@ class Spawner:
     def pid(self) -> int | None:
         """The helper's process id, when it has been started."""
         return self._process.pid if self._process else None
+
+    @property
+    def place(self) -> str:
+        """Whose group containers' groups are made below (cgroups.discover): the helper's where it has a scope, else our own."""
+        return str(self.pid) if self.has_scope and self.pid else "self"
 
     def warm(self) -> None:
         """Start the helper now, so that the first container does not wait for it."""
@@ -98,29 +111,16 @@ class Spawner:
         return self._socket
 
     def _start(self) -> None:
-        import subprocess  # most commands start no container
+        from sandbox.runtime.cgroups.systemd import scope_command
 
-        ours, theirs = link.pair()
-        interpreter = open_interpreter(os.path.realpath(sys.executable))
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-SI", "-c", _BOOT, _PACKAGES, str(theirs.fileno()), str(-1 if interpreter is None else interpreter)],
-                executable=sys.executable if interpreter is None else f"/proc/self/fd/{interpreter}",
-                pass_fds=[theirs.fileno(), *([] if interpreter is None else [interpreter])],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # ours would be held open by detached containers
-                env={},
-                cwd="/",
-                start_new_session=True,
-            )
-        except OSError as err:
-            raise SetupFailed(f"spawner: {err}") from err
-        finally:
-            theirs.close()
-            if interpreter is not None:
-                os.close(interpreter)
-        self._socket, self._owner = ours, os.getpid()
+        process = connection = None
+        if scope := scope_command(os.environ):
+            process, connection, self.complaint = _start_in(scope)
+        self.has_scope = connection is not None
+        if connection is None:
+            connection, theirs = link.pair()
+            process = _execute(theirs)
+        self._process, self._socket, self._owner = process, connection, os.getpid()
 
     def close(self) -> None:
         """End the helper; nothing happens when it was never started."""
@@ -136,6 +136,62 @@ class Spawner:
         if self._process is not None and self._owner == os.getpid():
             self._process.wait()
         self._socket = self._process = None
+
+
+def _start_in(scope: Sequence[str]) -> tuple[subprocess.Popen[bytes] | None, socket.socket | None, str]:
+    """The helper in a scope of its own, which greets from there: it, our end, nothing; or None, None and what systemd had to say."""
+    import select
+
+    ours, theirs = link.pair()
+    with open(os.memfd_create("complaints"), "w+b", buffering=0) as complaints:
+        process = _execute(theirs, scope, complaints.fileno())
+        poll = select.poll()
+        poll.register(ours, select.POLLIN)
+        if poll.poll(_PATIENCE * 1000) and link.receive(ours)[0] is not None:
+            return process, ours, ""
+        process.kill()
+        process.wait()
+        ours.close()
+        complaints.seek(0)
+        said = complaints.read(4096).decode(errors="replace").partition("\n")[0].strip()
+    return None, None, f"systemd-run: {said or f'no answer after {_PATIENCE:g} s'}"
+
+
+def _execute(theirs: socket.socket, scope: Sequence[str] = (), complaints: int | None = None) -> subprocess.Popen[bytes]:
+    """Start the helper with its end of the connection, which is closed here; by way of the command `scope`, whose words of refusal go
+    to `complaints`. SetupFailed."""
+    import subprocess  # most commands start no container
+
+    interpreter = open_interpreter(os.path.realpath(sys.executable))
+    place = sys.executable if interpreter is None else f"/proc/self/fd/{interpreter}"
+    argv = [sys.executable, "-SI", "-c", _BOOT, _PACKAGES, str(theirs.fileno()), str(-1 if interpreter is None else interpreter)]
+    if scope:
+        argv = [*scope, sys.executable, "-SI", "-c", _ENTER, place, *argv, "1"]
+    try:
+        return subprocess.Popen(
+            argv,
+            executable=argv[0] if scope else place,
+            pass_fds=[theirs.fileno(), *([] if interpreter is None else [interpreter])],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if complaints is None else complaints,  # ours would be held open by detached containers
+            env=_to_reach_systemd(os.environ) if scope else {},
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as err:
+        raise SetupFailed(f"spawner: {err}") from err
+    finally:
+        theirs.close()
+        if interpreter is not None:
+            os.close(interpreter)
+
+
+def _to_reach_systemd(environ: Mapping[str, str]) -> dict[str, str]:
+    from sandbox.runtime.cgroups.systemd import runtime_directory
+
+    bus = environ.get("DBUS_SESSION_BUS_ADDRESS")
+    return {"XDG_RUNTIME_DIR": runtime_directory(environ), **({"DBUS_SESSION_BUS_ADDRESS": bus} if bus else {})}
 
 
 def _is_alive(end: socket.socket) -> bool:

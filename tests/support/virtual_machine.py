@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 while read module; do insmod "/modules/$module" || echo "insmod $module failed"; done < /modules/order
 mount -t virtiofs -o ro host /host || echo "no host"
 mount -t ext4 /dev/vda /disk && mkdir -p /disk/upper /disk/work /disk/mnt
+mkdir -p /disk/upper/etc && cp -p /host/etc/passwd /host/etc/group /disk/upper/etc/  # the host's may be exchanged meanwhile
 mount -t overlay -o lowerdir=/host,upperdir=/disk/upper,workdir=/disk/work overlay /root || echo "no root"
 mount --move /dev /root/dev; mount -t proc proc /root/proc; mount -t sysfs sys /root/sys
 mkdir -p /root/dev/shm /root/dev/pts
@@ -29,10 +31,27 @@ mount -t tmpfs tmpfs /root/dev/shm; mount -t devpts devpts /root/dev/pts
 mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
 mount --bind /disk/mnt /root/mnt
 ifconfig lo 127.0.0.1
-chroot /root /bin/sh -c "exec /bin/sh /mnt/script < /dev/null"
-echo "MACHINE-STATUS=$?"
-poweroff -f
 """
+_ALONE = """umount /proc /sys
+exec switch_root /root /bin/sh -c '/bin/sh /mnt/script < /dev/null; echo "MACHINE-STATUS=$?"; exec /bin/busybox poweroff -f'
+"""
+"""Not in a chroot: nobody there may make a user namespace (user_namespaces(7))."""
+_SYSTEMD = """umount /root/sys/fs/cgroup
+mkdir -p /root/run /root/etc/systemd/system
+cat > /root/etc/systemd/system/machine.service << END
+[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+ExecStart=/bin/sh -c '/bin/sh /mnt/script < /dev/null; echo MACHINE-STATUS=\\$?; exec systemctl poweroff --force --force'
+END
+umount /proc /sys
+exec switch_root /root /lib/systemd/systemd --unit=machine.service
+"""
+"""The script as a service of systemd's, which is the machine's init; the only one: the host's own have no business here."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +79,16 @@ def find_kernel() -> Kernel | None:
     return max(usable, key=lambda kernel: [int(part) for part in re.findall(r"\d+", kernel.release)], default=None)
 
 
-def run_in_machine(script: str, place: Path, *, parameters: str = "", seconds: float = 100.0) -> tuple[int, str]:
-    """Boot, run a shell script as root with this host's files, power off: its status and everything on the console.
-    Raises TimeoutError when it is not done in time, RuntimeError when it did not come to the script's end."""
+def run_in_machine(
+    script: str, place: Path, *, parameters: str = "", seconds: float = 100.0, systemd: bool = False, files: Path | None = None
+) -> tuple[int, str]:
+    """Boot, run a shell script as root with this host's files, power off: its status and everything on the console. `systemd`: it is
+    the machine's init, else nothing is. `files` are in the machine's /mnt. Raises TimeoutError when it is not done in time, RuntimeError
+    when it did not come to the script's end."""
     kernel = find_kernel()
     assert kernel is not None
-    _make_initramfs(place, kernel.release)
-    _make_disk(place, script)
+    _make_initramfs(place, kernel.release, _INIT + (_SYSTEMD if systemd else _ALONE))
+    _make_disk(place, script, files)
     daemon = _start_virtiofsd(place / "fs.sock")
     try:
         console = _boot(place, kernel, parameters, seconds)
@@ -79,7 +101,7 @@ def run_in_machine(script: str, place: Path, *, parameters: str = "", seconds: f
     return int(match[1]), console
 
 
-def _make_initramfs(place: Path, release: str) -> None:
+def _make_initramfs(place: Path, release: str, init: str) -> None:
     root = place / "initramfs"
     for name in ("bin", "modules", "proc", "sys", "dev", "host", "disk", "root"):
         (root / name).mkdir(parents=True)
@@ -92,16 +114,18 @@ def _make_initramfs(place: Path, release: str) -> None:
     for module in order:
         shutil.copy(module, root / "modules")
     (root / "modules/order").write_text("".join(f"{Path(module).name}\n" for module in order))
-    (root / "init").write_text(_INIT)
+    (root / "init").write_text(init)
     (root / "init").chmod(0o755)
     names = "\n".join(str(path.relative_to(root)) for path in root.rglob("*")) + "\n"
     with (place / "initramfs.cpio").open("wb") as out:
         subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, input=names.encode(), stdout=out, check=True)
 
 
-def _make_disk(place: Path, script: str) -> None:
+def _make_disk(place: Path, script: str, files: Path | None) -> None:
     tree = place / "tree"
-    (tree / "mnt").mkdir(parents=True)
+    if files is not None:
+        shutil.copytree(files, tree / "mnt", symlinks=True)
+    (tree / "mnt").mkdir(parents=True, exist_ok=True)
     (tree / "mnt/script").write_text(script)
     subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-d", tree, place / "disk.img", "2G"], check=True)
 
@@ -109,7 +133,8 @@ def _make_disk(place: Path, script: str) -> None:
 def _start_virtiofsd(listen: Path) -> subprocess.Popen[bytes]:
     program = next(path for path in _VIRTIOFSD if os.access(path, os.X_OK))
     argv = [program, f"--socket-path={listen}", "-o", "source=/", "-o", "cache=auto", "-o", "sandbox=chroot", "--rlimit-nofile=0"]
-    daemon = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # it holds every file open that the machine has seen
+    daemon = subprocess.Popen(["prlimit", f"--nofile={hard}:{hard}", *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 10
     while not listen.exists():
         if daemon.poll() is not None or time.monotonic() > deadline:

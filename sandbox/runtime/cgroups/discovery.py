@@ -22,9 +22,10 @@ class _Mount(msgspec.Struct, frozen=True):
     options: frozenset[str]
 
 
-def discover(proc: Path = Path("/proc")) -> Layout:
-    """The cgroup trees of this host as our own process sees them. `proc` may be a made-up tree (tests). Cheap: call it often."""
-    return _layout_of(*_texts(proc), proc)
+def discover(proc: Path = Path("/proc"), who: str = "self") -> Layout:
+    """The cgroup trees of this host as seen from the group of our own process, or of another, `who`. `proc` may be a made-up tree
+    (tests). Cheap: call it often."""
+    return _layout_of(*_texts(proc, who), proc, who)
 
 
 class Discovery:
@@ -35,22 +36,22 @@ class Discovery:
         self._texts = ("", "")
         self._layout = Layout(())
 
-    def layout(self) -> Layout:
+    def layout(self, who: str = "self") -> Layout:
         """What `discover` would answer."""
-        texts = _texts(self._proc)
+        texts = _texts(self._proc, who)
         if texts != self._texts or any(h.obstacle or h.crowd or h.evacuate for h in self._layout.hierarchies):
-            self._texts, self._layout = texts, _layout_of(*texts, self._proc)
+            self._texts, self._layout = texts, _layout_of(*texts, self._proc, who)
         return self._layout
 
 
-def _texts(proc: Path) -> tuple[str, str]:
-    with open(f"{proc}/self/mountinfo") as mountinfo, open(f"{proc}/self/cgroup") as groups:
+def _texts(proc: Path, who: str) -> tuple[str, str]:
+    with open(f"{proc}/self/mountinfo") as mountinfo, open(f"{proc}/{who}/cgroup") as groups:
         return mountinfo.read(), groups.read()
 
 
-def _layout_of(mountinfo: str, groups: str, proc: Path) -> Layout:
+def _layout_of(mountinfo: str, groups: str, proc: Path, who: str) -> Layout:
     mounts = tuple(_mounts(mountinfo))
-    found = (_hierarchy(line, mounts, proc) for line in groups.splitlines())
+    found = (_hierarchy(line, mounts, proc / who) for line in groups.splitlines())
     return Layout(tuple(h for h in found if h))
 
 
@@ -70,7 +71,7 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text)
 
 
-def _hierarchy(line: str, mounts: tuple[_Mount, ...], proc: Path) -> Hierarchy | None:
+def _hierarchy(line: str, mounts: tuple[_Mount, ...], us: Path) -> Hierarchy | None:
     """One line of /proc/self/cgroup (`4:memory:/a/b`, v2: `0::/a/b`) with the mount that shows it; None: not mounted, not of use."""
     number, controllers, path = line.split(":", 2)
     version: Version = 2 if number == "0" and not controllers else 1
@@ -80,7 +81,7 @@ def _hierarchy(line: str, mounts: tuple[_Mount, ...], proc: Path) -> Hierarchy |
     fitting = [m for m in mounts if m.version == version and names <= m.options] if version == 1 else [m for m in mounts if m.version == 2]
     for mount in fitting:
         if (below := _below(path, mount.root)) is not None:
-            return _seen_from(Path(mount.target + below), Path(mount.target), version, names, proc)
+            return _seen_from(Path(mount.target + below), Path(mount.target), version, names, us)
     if not fitting:
         return None
     outside = Path(fitting[0].target)
@@ -94,14 +95,14 @@ def _below(path: str, root: str) -> str | None:
     return path[len(prefix) :].rstrip("/") if is_below else None
 
 
-def _seen_from(own: Path, mount: Path, version: Version, names: frozenset[str], proc: Path) -> Hierarchy:
+def _seen_from(own: Path, mount: Path, version: Version, names: frozenset[str], us: Path) -> Hierarchy:
     base = own.parent if version == 2 and own.name == ENGINE else own
     obstacle = _not_writable(base, version)
     if version == 1:
         swap = "memory" in names and os.path.exists(f"{base}/memory.memsw.limit_in_bytes")
         return Hierarchy(1, names, mount, own, base, swap=swap, obstacle=obstacle)
     offered = _words(f"{base}/cgroup.controllers") & frozenset(CONTROLLERS)
-    crowd, evacuate = _crowd(base, own == mount, proc) if offered and not obstacle else ("", False)
+    crowd, evacuate = _crowd(base, own == mount, us) if offered and not obstacle else ("", False)
     return Hierarchy(2, offered, mount, own, base, swap=True, obstacle=obstacle, crowd=crowd, evacuate=evacuate)
 
 
@@ -123,19 +124,19 @@ def _not_writable(base: Path, version: Version) -> str:
     return ""
 
 
-def _crowd(base: Path, is_top: bool, proc: Path) -> tuple[str, bool]:
+def _crowd(base: Path, is_top: bool, us: Path) -> tuple[str, bool]:
     """v2's no-internal-processes rule for `base`: (why controllers cannot be handed down, whether moving its processes helps)."""
     if not os.path.exists(f"{base}/cgroup.events"):  # only the true root has none; it is exempt from the rule
         return "", False
     pids = _words(f"{base}/cgroup.procs")
     if not pids:
         return "", False
-    if is_top or _is_delegated(base) or _all_ours(pids, proc):
+    if is_top or is_delegated(base) or _all_ours(pids, us):
         return "", True
     return f"others are in {base} and it was not delegated to us", False
 
 
-def _is_delegated(base: Path) -> bool:
+def is_delegated(base: Path) -> bool:
     """systemd marks what it hands over (Delegate=yes): trusted.delegate for services, user.delegate since v251."""
     for name in ("user.delegate", "trusted.delegate"):
         try:
@@ -147,10 +148,10 @@ def _is_delegated(base: Path) -> bool:
     return False
 
 
-def _all_ours(pids: frozenset[str], proc: Path) -> bool:
-    """Whether every process is this one or below it."""
-    self_pid = (proc / "self/stat").read_text().split(" ", 1)[0]
-    return all(_descends(pid, self_pid, proc) for pid in pids)
+def _all_ours(pids: frozenset[str], us: Path) -> bool:
+    """Whether every process is the one whose directory in /proc `us` is, or below it."""
+    self_pid = (us / "stat").read_text().split(" ", 1)[0]
+    return all(_descends(pid, self_pid, us.parent) for pid in pids)
 
 
 def _descends(pid: str, ancestor: str, proc: Path) -> bool:

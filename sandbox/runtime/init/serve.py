@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 JOBS: dict[str, Callable[..., None]] = {"run": supervisor.run, "exec": join.run}
 
 
-def main(fd: int, interpreter: int = -1) -> NoReturn:
-    """Serve requests from the socket `fd` until it is closed; never returns. `interpreter`: what we were executed from, needed no more."""
+def main(fd: int, interpreter: int = -1, greets: int = 0) -> NoReturn:
+    """Serve requests from the socket `fd` until it is closed; never returns. `interpreter`: what we were executed from, needed no more.
+    `greets`: say that we are there."""
     if interpreter >= 0:
         os.close(interpreter)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the engine, which decides what it means
@@ -32,6 +33,8 @@ def main(fd: int, interpreter: int = -1) -> NoReturn:
     shown.set("sandbox-spawner")
     gc.disable()
     gc.freeze()  # forks share this memory until they write to it
+    if greets:
+        link.send(engine, {})
     while True:
         request, fds = link.receive(engine)
         if request is None:

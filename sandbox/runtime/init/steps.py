@@ -7,6 +7,7 @@ old root; steps after it only see the container, so whatever a hostile image mad
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import socket
 import stat
@@ -106,15 +107,24 @@ def attach_store(setup: Setup, target: str, source: str = "") -> None:
 def mount_overlay(setup: Setup, lowers: Sequence[str], upper: str, work: str, target: str, volatile: bool, userxattr: bool) -> None:
     """The root file system; paths are relative to staging, so their length does not count against Linux' limits."""
     os.mkdir(target)
+    options = {"upperdir": upper, "workdir": work} if upper else {}
+    flags = [*(["userxattr"] if userxattr else []), *(["volatile"] if volatile else [])]  # volatile: without it each unmount syncs the disk
+    mount = _mount_overlay if s.kernel() >= _LAYERS_ONE_BY_ONE else _mount_overlay_at_once
+    mount(lowers, options, flags, target)
+
+
+_LAYERS_ONE_BY_ONE = (6, 5)
+"""The Linux whose overlayfs takes `lowerdir+`, a layer a call."""
+
+
+def _mount_overlay(lowers: Sequence[str], options: Mapping[str, str], flags: Sequence[str], target: str) -> None:
     fd = s.fsopen("overlay")
-    _set_lowers(fd, lowers)
-    if upper:
-        s.fsconfig_string(fd, "upperdir", upper)
-        s.fsconfig_string(fd, "workdir", work)
-    if userxattr:
-        s.fsconfig_flag(fd, "userxattr")
-    if volatile:  # without it each unmount syncs the disk
-        s.fsconfig_flag(fd, "volatile")
+    for lower in reversed(lowers):  # topmost first
+        s.fsconfig_string(fd, "lowerdir+", lower)
+    for key, value in options.items():
+        s.fsconfig_string(fd, key, value)
+    for flag in flags:
+        s.fsconfig_flag(fd, flag)
     s.fsconfig_create(fd)
     tree = s.fsmount(fd)
     s.move_mount(tree, target)
@@ -122,15 +132,15 @@ def mount_overlay(setup: Setup, lowers: Sequence[str], upper: str, work: str, ta
     os.close(fd)
 
 
-def _set_lowers(fd: int, lowers: Sequence[str]) -> None:
-    """Topmost first. `lowerdir+` (Linux 6.5) takes any number of layers; older kernels one string."""
-    try:
-        for lower in reversed(lowers):
-            s.fsconfig_string(fd, "lowerdir+", lower)
-    except OSError as err:
-        if err.errno != 22:
-            raise
-        s.fsconfig_string(fd, "lowerdir", ":".join(reversed(lowers)))
+def _mount_overlay_at_once(lowers: Sequence[str], options: Mapping[str, str], flags: Sequence[str], target: str) -> None:
+    """By mount(2), whose options are one page at most, and fsconfig(2)'s 255 bytes each: links with short names stand for the layers."""
+    place = next(str(number) for number in itertools.count() if not os.path.lexists(str(number)))
+    os.mkdir(place)
+    names = [f"{place}/{number:x}" for number in range(len(lowers))]
+    for name, lower in zip(names, reversed(lowers), strict=True):
+        os.symlink(f"../{lower}", name)
+    words = [f"lowerdir={':'.join(names)}", *(f"{key}={value}" for key, value in options.items()), *flags]
+    s.mount("overlay", target, "overlay", 0, ",".join(words))
 
 
 def detach_new(setup: Setup, name: str, fstype: str, attrs: int = 0, options: Mapping[str, str] | None = None) -> None:

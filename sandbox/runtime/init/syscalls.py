@@ -7,6 +7,7 @@ looked up per machine.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import signal
 import struct
@@ -158,6 +159,12 @@ def mount_setattr(
     attr = struct.pack("QQQQ", attr_set, attr_clr, propagation, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _check(_call(_MOUNT_SETATTR, _long(fd), _path(""), _long(flags), ctypes.c_char_p(attr), _long(len(attr))))
+
+
+def kernel() -> tuple[int, int]:
+    """Which Linux this is: (6, 1) for 6.1.0-amd64."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(itertools.takewhile(str.isdigit, minor)))
 
 
 def fsopen(fstype: str) -> int:
