@@ -22,7 +22,7 @@ def bench_run(engine: Engine, rootfs: Path, runs: int) -> Samples:
     bwrap = ["bwrap", "--unshare-all", "--bind", str(rootfs), "/", "--proc", "/proc", "--dev", "/dev", "/bin/true"]
     cases: dict[str, Callable[[], object]] = {
         "bwrap --unshare-all": command(*bwrap),
-        "engine.run, limits": lambda: engine.run("localhost/bench", ["true"], memory="64m", cpus=1, pids_limit=64),
+        "engine.run, limits": lambda: engine.run("localhost/bench", ["true"], memory="64m", cpus=1, pids_limit=64, network="none"),
     }
     samples = interleave(cases, runs)
     show("start-to-exit of `true`", samples, "bwrap --unshare-all")

@@ -78,7 +78,7 @@ class Peers:
 def bench_starts(engine: Engine, peers: Peers, runs: int) -> None:
     """Start-to-exit."""
     sandbox = str(Path(sys.executable).with_name("sandbox"))
-    limits = ["-m", "64m", "--cpus", "1", "--pids-limit", "64"]
+    limits = ["-m", "64m", "--cpus", "1", "--pids-limit", "64", "--network", "none"]
 
     def run(network: str) -> None:
         engine.run("localhost/bench", ["true"], memory="64m", cpus=1, pids_limit=64, network=network)
