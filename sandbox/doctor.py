@@ -156,7 +156,7 @@ except OSError as err:
 def examine(root: Path) -> Report:
     """Try everything a container of an engine at `root` needs. Nothing is left of it."""
     checks = [_try(probe, root) for probe in _PROBES]
-    return Report((_system(), *checks, *_cgroups(), _tun()))
+    return Report((_system(), *checks, *_subordinate_ids(), *_cgroups(), _tun()))
 
 
 def show(out: IO[str], *, root: Path, as_json: bool = False) -> int:
@@ -164,6 +164,19 @@ def show(out: IO[str], *, root: Path, as_json: bool = False) -> int:
     report = examine(root)
     out.write((report.to_json() if as_json else report.render()) + "\n")
     return 0 if report.can_run else 1
+
+
+def _subordinate_ids() -> list[Check]:
+    """What an ordinary user's containers need for users beside root; root may map any ids."""
+    if os.geteuid() == 0:
+        return []
+    from sandbox.runtime.init import subids
+
+    found = subids.find(os.geteuid(), os.getegid())
+    said = f"{found['uid'][1][2]} from {found['uid'][1][0]} on" if found else "none, or no newuidmap"
+    cost = "a single user id inside: no chown, no other users; RUN apt-get install fails, and files of others are root's"
+    remedy = "as root: apt-get install uidmap; usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"
+    return [Check("subordinate ids", found is not None, said, cost, remedy, False)]
 
 
 def _system() -> Check:

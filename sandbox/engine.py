@@ -15,6 +15,7 @@ from sandbox.build.times import now
 from sandbox.containers import Container, ProcessRow, Stats
 from sandbox.creating import Creator
 from sandbox.errors import InvalidOption, SandboxError
+from sandbox.image import drafts
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
 from sandbox.images import HistoryRow, Images, ImageSummary
@@ -69,6 +70,15 @@ __all__ = [
     "Status",
     "Streams",
 ]
+
+
+def _remove_foreign(path: str) -> bool:
+    from sandbox.runtime.init import owned  # rarely needed
+
+    return owned.spawn("remove", path)
+
+
+drafts.remove_foreign = _remove_foreign
 
 
 def default_root() -> Path:

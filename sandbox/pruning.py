@@ -13,6 +13,7 @@ from sandbox.images import Images
 from sandbox.outplaces import abandoned
 from sandbox.records import Records
 from sandbox.runtime.init import files
+from sandbox.runtime.twins import sweep
 from sandbox.starting import Starter
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Pruner:
         """Remove images without a name (`all`: without a container) and what only they needed."""
         images = self._images.remove_unused(all=all)
         snapshots = self._store.prune_snapshots(self.chains_in_use())
+        sweep(self._store.root, self._store.snapshot_names())
         ids = tuple(image.id for image in images)
         return PruneReport((), ids, tuple(s.chain_id for s in snapshots), sum(s.size for s in snapshots))
 

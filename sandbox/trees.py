@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from sandbox.image.owners import give, owner_of
 from sandbox.image.tree import Tree, is_whiteout
 
 Row = TypeVar("Row")
@@ -45,7 +46,7 @@ def populate(tree: Tree, path: str, target: Path) -> None:
                     out.write(data)
         else:
             continue
-        os.chown(copy, item.stat.st_uid, item.stat.st_gid, follow_symlinks=False)
+        give(str(copy), *owner_of(os.fsencode(item.source), item.stat))
         if not item.is_symlink:
             copy.chmod(stat.S_IMODE(item.stat.st_mode))
 

@@ -18,7 +18,7 @@ import msgspec
 
 from sandbox.errors import InvalidOption, VolumeNotFound, WrongState
 from sandbox.records import Records
-from sandbox.runtime.init import files, journal
+from sandbox.runtime.init import files, journal, owned
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
@@ -151,4 +151,6 @@ def _fill(data: Path, fill: Callable[[Path], None]) -> None:
     if not any(data.iterdir()):
         mark.touch()
         fill(data)
+        if os.geteuid() != 0 and any(data.iterdir()):
+            owned.spawn("restore", str(data))  # a volume's files are their owners'; without subordinate ids all are root's
         mark.unlink()

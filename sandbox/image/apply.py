@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import IO, cast
 
 from sandbox.errors import InvalidImage, UnsafeLayer, Unsupported
-from sandbox.image.owners import NOTE, give, owner_of
+from sandbox.image.owners import CAPABILITY_NOTE, NOTE, give, give_xattr, owner_of
 from sandbox.image.plain import decompressed
 from sandbox.image.tarinput import STREAM_ERRORS, CappedInfo, Forward
 from sandbox.image.tree import OPAQUE, Entry, Tree, is_opaque, is_whiteout
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WHITEOUT, _OPAQUE, _RESERVED = ".wh.", ".wh..wh..opq", ".wh..wh."
 _XATTR = "SCHILY.xattr."
-_FOREIGN_XATTRS = ("user.overlay.", "trusted.", NOTE)
+_FOREIGN_XATTRS = ("user.overlay.", "trusted.", NOTE, CAPABILITY_NOTE)
 _MAX_LINKS = 40
 
 
@@ -242,7 +242,7 @@ class _Applier:
         for key, value in member.pax_headers.items():
             name = key.removeprefix(_XATTR)
             if name != key and not name.startswith(_FOREIGN_XATTRS):
-                os.setxattr(fd, name, value.encode("utf-8", "surrogateescape"))
+                give_xattr(fd, name, value.encode("utf-8", "surrogateescape"))
         os.utime(fd, (member.mtime, member.mtime))
 
 

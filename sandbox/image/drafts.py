@@ -114,6 +114,8 @@ def remove_tree(path: Path) -> None:
             return
         if not isinstance(error[1], PermissionError):
             raise error[1]
+        if _is_anothers(name):
+            raise error[1]
         for directory in (os.path.dirname(name), name):
             if stat.S_ISDIR(os.lstat(directory).st_mode):
                 os.chmod(directory, 0o700)
@@ -121,4 +123,21 @@ def remove_tree(path: Path) -> None:
 
     import shutil  # with bz2 and lzma
 
-    shutil.rmtree(path, onerror=retry)
+    try:
+        shutil.rmtree(path, onerror=retry)
+    except PermissionError:
+        if not remove_foreign(str(path)):
+            raise
+
+
+def _is_anothers(name: str) -> bool:
+    return os.lstat(os.path.dirname(name)).st_uid != os.geteuid()
+
+
+def _remove_nothing(_: str) -> bool:
+    return False
+
+
+remove_foreign: Callable[[str], bool] = _remove_nothing
+"""Removes a tree whose files are subordinate ids', as a step whose supervisor was killed leaves them. That takes a user namespace, of
+which this package knows nothing: the engine puts the runtime's way here."""

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from sandbox.errors import ImageError, InvalidImage
 from sandbox.image import tar
-from sandbox.image.owners import NOTE, owner_of
+from sandbox.image.owners import CAPABILITY_NOTE, NOTE, owner_of, xattr_meant
 from sandbox.image.tar import Member
 from sandbox.image.tree import Tree, is_opaque, is_whiteout
 
@@ -197,12 +197,12 @@ def _refuse_reserved(name: bytes) -> None:
 
 def _xattrs(path: bytes) -> dict[bytes, bytes]:
     names = os.listxattr(path, follow_symlinks=False)
-    kept = [name for name in names if _is_kept(name)] if names else ()
-    return {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in kept}
+    kept = [name for name in names if _is_kept(xattr_meant(name))] if names else ()
+    return {os.fsencode(xattr_meant(name)): os.getxattr(path, name, follow_symlinks=False) for name in kept}
 
 
 def _is_kept(name: str) -> bool:
-    return name == "security.capability" or (name.startswith("user.") and not name.startswith(("user.overlay.", NOTE)))
+    return name == "security.capability" or (name.startswith("user.") and not name.startswith(("user.overlay.", NOTE, CAPABILITY_NOTE)))
 
 
 class _Packer:

@@ -14,6 +14,21 @@ NOTE = "user.sandbox.owner"
 """`uid:gid` of a file that is not root's; never of an image: a layer's own attribute of this name is dropped."""
 
 
+CAPABILITY_NOTE = "user.sandbox.capability"
+"""As well, a program's `security.capability`: it needs CAP_SETFCAP to be given."""
+CAPABILITY = "security.capability"
+
+
+def give_xattr(place: str | int, name: str, value: bytes) -> None:
+    """Set an attribute that a layer names; OSError."""
+    os.setxattr(place, CAPABILITY_NOTE if name == CAPABILITY and os.geteuid() != 0 else name, value)
+
+
+def xattr_meant(name: str) -> str:
+    """The attribute of the image that one on disk stands for."""
+    return CAPABILITY if name == CAPABILITY_NOTE and os.geteuid() != 0 else name
+
+
 def give(place: str | int, uid: int, gid: int) -> None:
     """Give a file, by path (links not followed) or descriptor, to its owner in the image; OSError."""
     if os.geteuid() != 0:

@@ -209,6 +209,10 @@ class Store:
             raise _no_snapshot(chain_id)
         return tuple(f"{self._snapshots}/{Digest(link).hex}" for link in chain)
 
+    def snapshot_names(self) -> list[str]:
+        """The names of the snapshots' directories."""
+        return os.listdir(self._snapshots)
+
     def tree(self, chain_id: str | None) -> Tree:
         """The file system of a stack, to look into without mounting it."""
         return Tree(self.lowers(chain_id))

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from sandbox.errors import PortTaken, SetupFailed, Unsupported
 from sandbox.runtime import cgroups
-from sandbox.runtime.init import files, link, procs
+from sandbox.runtime.init import files, link, procs, subids
 from sandbox.runtime.plan import Handling, Site, capabilities, make_plan, process_plan
 from sandbox.runtime.spawner import Spawner, hand_over
 from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Process, Usage, Why
@@ -118,6 +118,10 @@ class Runtime:
         record = self.record(spec.id)
         record.mkdir(parents=True, exist_ok=True)
         _make_devices(spec, record)
+        if os.geteuid() != 0:
+            from sandbox.runtime.twins import with_twins  # root's layers are seen through an idmapped mount
+
+            spec = with_twins(self.root, spec)
         plan = make_plan(spec, self._site(spec, record, network), handling)
         return {**plan, "window": streams.window, "detach_keys": streams.detach_keys.hex(), "may_leave": streams.may_leave}
 
@@ -181,6 +185,7 @@ class Runtime:
             cgroup2_only=v2_only,
             seccomp=self._filter_for(spec),
             capabilities=_capabilities(spec),
+            subids=None if os.geteuid() == 0 else subids.find(os.geteuid(), os.getegid()),
         )
 
     def _filter_for(self, spec: ContainerSpec) -> bytes:

@@ -54,6 +54,8 @@ class Site(msgspec.Struct, frozen=True):
     """What its processes hold, as `capabilities` chose."""
     network: Mapping[str, Any] | None = None
     """How it is attached to a network: see Networks.attached."""
+    subids: Mapping[str, Any] | None = None
+    """The id map that an ordinary user's subordinate ids give: see init.subids.find."""
 
 
 class LogFile(msgspec.Struct, frozen=True):
@@ -174,6 +176,8 @@ def _idmap(spec: ContainerSpec, site: Site) -> dict[str, Any] | None:
     if site.privileged:
         ids = [[0, site.id_base, IDS]]
         return {"uid": ids, "gid": ids, "setgroups": True}
+    if site.subids:
+        return dict(site.subids)
     return {"uid": [[0, site.uid, 1]], "gid": [[0, site.gid, 1]], "setgroups": False}
 
 

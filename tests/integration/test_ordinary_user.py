@@ -12,22 +12,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.host import requires
-from tests.support.ordinary_user import OrdinaryUser
+from tests.support.ordinary_user import SYSTEM_PYTHON, OrdinaryUser, packages_of
 
 pytestmark = [requires("root", "userns", "overlay", "tool:busybox"), pytest.mark.xdist_group("ordinary user")]
 
 Say = Callable[..., "subprocess.CompletedProcess[str]"]
-SYSTEM_PYTHON = "/usr/bin/python3"
 FILE = "FROM box\nRUN echo built > /made; mkdir /d; echo x > /d/x\nCOPY note /note\nCMD cat /made /note\n"
 
 
 @pytest.fixture(scope="module")
-def say(ordinary_user: OrdinaryUser, packages: Path) -> Iterator[Say]:
+def say(ordinary_user: OrdinaryUser) -> Iterator[Say]:
     """`sandbox WORDS…` as that user, with busybox as the image `box`."""
     root = ordinary_user.home / "state"
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        env = {"PYTHONPATH": str(packages), "SANDBOX_ROOT": str(root)}
+        env = {"PYTHONPATH": str(packages_of(ordinary_user)), "SANDBOX_ROOT": str(root)}
         return ordinary_user.run([SYSTEM_PYTHON, "-m", "sandbox", *words], env=env)
 
     tree = ordinary_user.home / "tree"
@@ -107,5 +106,5 @@ def test_a_limit_that_cannot_be_enforced_is_an_error_until_one_says_so(say: Say)
 def test_the_doctor_says_what_an_ordinary_user_has(say: Say) -> None:
     done = say("doctor")
     assert "✓ overlay in a user namespace" in done.stdout
-    assert "a single user id inside" in done.stdout
+    assert "✓ subordinate ids" in done.stdout
     assert done.stderr == ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pwd
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +36,68 @@ class OrdinaryUser:
         )
 
 
+Say = Callable[..., "subprocess.CompletedProcess[str]"]
+"""A command line's words, `check` and `timeout` → how it ended."""
+SYSTEM_PYTHON = "/usr/bin/python3"
+"""What such a user can execute: the tests' own Python may be in root's home."""
+_HEAVY = ("jupyterlab*", "matplotlib*", "pandas*", "numpy*", "pyarrow*", "playwright*", "mypy*", "babel*", "fontTools*")
+_NOT_NEEDED = ("__pycache__", "*.pth", *_HEAVY)
+_FIRST_IDS = 1 << 30
+"""Where the ranges of test users begin: far above what anybody has."""
+_numbers = itertools.count()
+
+
+def packages_of(user: OrdinaryUser) -> Path:
+    """Our code and what it needs, where that user may read it; copied once."""
+    import click
+
+    import sandbox
+
+    copied = user.home / "packages"
+    if not copied.exists():
+        shutil.copytree(Path(click.__file__).parents[1], copied, ignore=shutil.ignore_patterns(*_NOT_NEEDED))
+        for name in ("sandbox", "magics", "kernelspec"):
+            source = Path(sandbox.__file__).parents[1] / name
+            shutil.copytree(source, copied / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    return copied
+
+
+def speaker(user: OrdinaryUser, tar: Path) -> Say:
+    """`sandbox WORDS…` as this user, with the root file system of this tar as the image `box`."""
+    env = {"PYTHONPATH": str(packages_of(user)), "SANDBOX_ROOT": str(state(user))}
+
+    def run(*words: str, check: bool = False, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        done = user.run([SYSTEM_PYTHON, "-m", "sandbox", *words], env=env, timeout=timeout)
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    archive = user.home / "box.tar"
+    archive.write_bytes(tar.read_bytes())
+    run("import", str(archive), "box", check=True, timeout=100)
+    return run
+
+
+def state(user: OrdinaryUser) -> Path:
+    """Where `speaker` keeps everything."""
+    return user.home / "ids"
+
+
+def others_files(user: OrdinaryUser) -> list[str]:
+    """What in the user's state directory is not the user's."""
+    found = subprocess.run(["find", state(user), "!", "-uid", str(user.uid)], capture_output=True, text=True, check=True)
+    return found.stdout.split()
+
+
 @contextmanager
-def ordinary_user() -> Iterator[OrdinaryUser]:
-    """useradd … userdel; parallel workers take turns, since the password files have one lock that does not wait."""
-    name = f"jsbtest{os.getpid()}"
+def ordinary_user(*, subordinate_ids: bool = True) -> Iterator[OrdinaryUser]:
+    """useradd … userdel; parallel workers take turns, since the password files have one lock that does not wait. Some hosts give
+    new users subordinate ids, some do not: here it is what was asked for."""
+    number = next(_numbers)
+    name = f"jsbtest{os.getpid()}{'abcdefgh'[number % 8]}"
     home = Path(tempfile.mkdtemp(prefix="jsb-", dir="/var/tmp"))
     with _taking_turns():
         subprocess.run(["useradd", "--home-dir", home, "--no-create-home", "--shell", "/bin/sh", name], check=True, capture_output=True)
+        _set_subordinate_ids(name, _FIRST_IDS + (os.getpid() % 2000 * 8 + number % 8) * 65536 if subordinate_ids else None)
     try:
         entry = pwd.getpwnam(name)
         os.chown(home, entry.pw_uid, entry.pw_gid)
@@ -49,6 +106,23 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
         with _taking_turns():
             subprocess.run(["userdel", "--force", name], check=True, capture_output=True)
         subprocess.run(["rm", "-rf", "--one-file-system", home], check=True)
+
+
+def _set_subordinate_ids(name: str, first: int | None) -> None:
+    """One range, or none. The files are changed as usermod(8) does, which cannot say `whatever there is`."""
+    for file in (Path("/etc/subuid"), Path("/etc/subgid")):
+        kept = [row for row in (file.read_text().splitlines() if file.exists() else []) if not row.startswith(f"{name}:")]
+        rows = kept if first is None else [*kept, f"{name}:{first}:65536"]
+        temporary = file.with_name(f"{file.name}.{name}")
+        temporary.write_text("".join(f"{row}\n" for row in rows))
+        temporary.chmod(0o644)
+        temporary.rename(file)
+
+
+def give_subordinate_ids(user: OrdinaryUser, first: int) -> None:
+    """65,536 ids from `first` on, whether there are such or not."""
+    with _taking_turns():
+        _set_subordinate_ids(user.name, first)
 
 
 @contextmanager

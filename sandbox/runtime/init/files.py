@@ -89,10 +89,20 @@ def remove_file(path: str) -> None:
 def remove_tree(path: str) -> None:
     """Remove a directory and all below it without following a link; already gone is fine."""
     try:
+        _remove_tree(path)
+    except PermissionError:
+        from sandbox.runtime.init import owned  # subordinate ids' files, of a container whose supervisor was killed
+
+        if not owned.spawn("remove", path):
+            raise
+
+
+def _remove_tree(path: str) -> None:
+    try:
         with _entries(path) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    remove_tree(entry.path)
+                    _remove_tree(entry.path)
                 else:
                     os.unlink(entry.path)
         os.rmdir(path)
@@ -101,7 +111,7 @@ def remove_tree(path: str) -> None:
     except OSError as err:
         if err.errno != errno.ENOTEMPTY:
             raise
-        remove_tree(path)  # somebody who does not know yet has put something into it meanwhile
+        _remove_tree(path)  # somebody who does not know yet has put something into it meanwhile
 
 
 def _entries(path: str) -> Any:  # Any: what scandir gives, an iterator and a context

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 
-from sandbox.runtime.init import cgroup
+from sandbox.runtime.init import cgroup, subids
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -58,6 +58,9 @@ def set_before_it_may_not(pid: int, plan: Mapping[str, Any]) -> None:
 
 def map_ids(pid: int, idmap: Mapping[str, Any]) -> int:
     """Write the maps of init's user namespace (user_namespaces(7)) and open it."""
+    if idmap.get("helpers"):
+        subids.write_maps(pid, idmap)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     if not idmap["setgroups"]:
         cgroup.write(f"/proc/{pid}/setgroups", "deny")
     for kind in ("uid", "gid"):

@@ -64,6 +64,7 @@ class Container:
 
     def start(self) -> None:
         """Until the program runs; Refused when it does not come to that, and nothing is left then."""
+        self._owners("restore")
         group = self.plan["cgroup"]
         if group:
             hostside.make_groups(group)
@@ -364,8 +365,20 @@ class Container:
         if self.plan["cgroup"]:
             cgroup.remove(self.plan["cgroup"]["groups"])
         is_buried = self.grave and self.plan["upper"].startswith(self.plan["directory"] + "/")
+        if not is_buried:
+            self._owners("harvest")
         if self.stubs and not is_buried:
             files.remove_stubs(self.plan["upper"], self.stubs)
+
+    def _owners(self, job: str) -> None:
+        """An ordinary user's files are at rest all theirs: the owners in the image are given before a run, and noted after it."""
+        if not (self.plan.get("idmap") or {}).get("helpers") or not os.path.isdir(self.plan["upper"]):
+            return
+        from sandbox.runtime.init import owned  # only where there are subordinate ids
+
+        wanted = os.listdir(self.plan["upper"]) if job == "restore" else owned.needs_harvest(self.plan["upper"])
+        if wanted and not owned.perform(job, self.plan["upper"], idmap=self.plan["idmap"]):
+            raise OSError(1, f"{job}: the owners of its files", self.plan["upper"])
 
     def close(self) -> None:
         """Let go of what belonged to this run, before the next."""
