@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,13 +19,16 @@ from kernelspec.environments import Environment, look_at
 from magics.python_cells import CellFront
 from magics.untrusted import Bundle
 from sandbox import Container, Engine, RunOptions
+from sandbox.errors import SandboxError
 from sandbox.runtime.spec import Mount
 from sandbox.session.interpreter import CellCode, CellOutcome
 from sandbox.session.session import Session
 
+log = logging.getLogger(__name__)
+
 ASK_SECONDS = 5.0
 """A question between cells (completion, inspection) is given up after that."""
-_VERSION_OPTIONS = RunOptions(rm=True, network="none", pids_limit=64)
+_VERSION_OPTIONS = RunOptions(rm=True, network="none")  # no limits: not everybody can enforce them
 _VERSION_SECONDS = 10.0
 
 
@@ -70,7 +74,7 @@ class Inside:
         self.engine, self._config = engine, config
         self._kernel_id, self._notebook, self._directory = kernel_id, notebook, directory
         self._session: Session | None = None
-        self._told = ""
+        self._told: str | None = None
         self.environment: Environment | None = None
 
     def look_at(self, name: str) -> Environment:
@@ -80,7 +84,7 @@ class Inside:
     def use(self, environment: Environment) -> None:
         """Run the next cells in this image. The state of the interpreter before it is gone."""
         self.close()
-        self.environment, self._told = environment, ""
+        self.environment, self._told = environment, None
 
     @property
     def dialect(self) -> Dialect:
@@ -93,11 +97,19 @@ class Inside:
         environment = self.environment
         if environment is None:
             return self.dialect.language_info("")
-        if not self._told:
-            options = replace(_VERSION_OPTIONS, entrypoint=environment.program)
-            done = self.engine.run(environment.image, [environment.dialect.version_flag], options=options, timeout=_VERSION_SECONDS)
-            self._told = (done.stdout + done.stderr).decode(errors="replace")
+        if self._told is None:
+            self._told = self._ask_version(environment)
         return {**self.dialect.language_info(self._told), "sandbox": {"image": environment.name, "digest": str(environment.image.id)}}
+
+    def _ask_version(self, environment: Environment) -> str:
+        """What the program says of its version; nothing when it cannot be run: the first cell will tell why."""
+        options = replace(_VERSION_OPTIONS, entrypoint=environment.program)
+        try:
+            done = self.engine.run(environment.image, [environment.dialect.version_flag], options=options, timeout=_VERSION_SECONDS)
+        except SandboxError as err:
+            log.warning("%s --version: %s", environment.program, err)
+            return ""
+        return (done.stdout + done.stderr).decode(errors="replace")
 
     @property
     def has_state(self) -> bool:
