@@ -199,6 +199,7 @@ def _host_mounts(spec: ContainerSpec, site: Site) -> list[dict[str, Any]]:
 def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
     return [
         ("isolate_mounts", {}),
+        *_own_binds(spec, site),
         ("mount_staging", {}),
         *_rootfs_steps(spec, site),
         *_file_steps(spec, site),
@@ -238,7 +239,7 @@ def _rootfs_steps(spec: ContainerSpec, site: Site) -> list[Step]:
     rootfs = spec.rootfs
     lowers = [_inside(lower, site) for lower in rootfs.lowers] or ["empty"]  # overlayfs wants at least one
     return [
-        ("attach_store", {"target": "store"} if site.privileged else {"target": "store", "source": site.store}),
+        ("attach_store", {"target": "store"}),
         ("make_directory", {"path": "empty"}),
         (
             "mount_overlay",
@@ -327,13 +328,19 @@ def _detached_steps(spec: ContainerSpec, site: Site) -> list[Step]:
         steps.append(("detach_bind", {"name": "sys", "source": "/sys", "recursive": True, "read_only": True}))
     steps += [("detach_bind", {"name": device, "source": f"/dev/{device}"}) for device in DEVICES]
     steps += [("detach_bind", {"name": f"device{n}", "source": _device_source(n, spec, site)}) for n in range(len(spec.devices))]
-    if not site.privileged:
-        steps += [
-            ("detach_bind", {"name": f"volume{n}", "source": m.source, "recursive": True, "read_only": m.read_only})
-            for n, m in enumerate(spec.mounts)
-            if m.kind == "bind"
-        ]
     return steps
+
+
+def _own_binds(spec: ContainerSpec, site: Site) -> list[Step]:
+    """What _host_mounts leaves to init, opened before staging hides a directory of the host's."""
+    if site.privileged:
+        return []
+    volumes: list[Step] = [
+        ("detach_bind", {"name": f"volume{n}", "source": m.source, "recursive": True, "read_only": m.read_only})
+        for n, m in enumerate(spec.mounts)
+        if m.kind == "bind"
+    ]
+    return [("detach_bind", {"name": "store", "source": site.store}), *volumes]
 
 
 def _device_source(number: int, spec: ContainerSpec, site: Site) -> str:

@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,3 +109,10 @@ def test_the_doctor_says_what_an_ordinary_user_has(say: Say) -> None:
     assert "✓ overlay in a user namespace" in done.stdout
     assert "✓ subordinate ids" in done.stdout
     assert done.stderr == ""
+
+
+def test_volumes_below_tmp_are_seen(say: Say) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # staging is mounted there
+        Path(place).chmod(0o755)
+        Path(place, "note").write_text("seen\n")
+        assert say("run", "--rm", "-v", f"{place}:/v", "box", "cat", "/v/note").stdout == "seen\n"

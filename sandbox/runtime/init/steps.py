@@ -95,11 +95,10 @@ def write_file(
         s.mount_setattr(setup.mounts[name], attr_set=s.MOUNT_ATTR_RDONLY)
 
 
-def attach_store(setup: Setup, target: str, source: str = "") -> None:
-    """The engine's directory, idmapped by the supervisor (mount `store`), or bound from `source` where that cannot be."""
+def attach_store(setup: Setup, target: str) -> None:
+    """The engine's directory (mount `store`): idmapped by the supervisor, or opened by `detach_bind` where that cannot be."""
     os.mkdir(target)
-    tree = setup.mounts.pop("store", -1)
-    tree = tree if tree >= 0 else s.open_tree(source)
+    tree = setup.mounts.pop("store")
     s.move_mount(tree, target)
     os.close(tree)  # a directory of the host held open is a way out (CVE-2024-21626)
 
