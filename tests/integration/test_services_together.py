@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -16,7 +19,7 @@ from tests.support import debian
 from tests.support.command_line import CommandLine
 from tests.support.host import requires
 
-pytestmark = [requires("root", "tool:mmdebstrap"), pytest.mark.xdist_group("debian")]
+pytestmark = [requires("root", "tool:mmdebstrap"), pytest.mark.xdist_group("debian"), pytest.mark.timeout(300)]
 
 SERVICES = Path(__file__).parents[1] / "corpus/services"
 
@@ -48,6 +51,17 @@ def start(sandbox: CommandLine, name: str, *flags: str) -> None:
 
 def visit(sandbox: CommandLine) -> str:
     return sandbox.ok("run", "--rm", "--network", "app", "client").out
+
+
+def test_the_notebook_of_it(sandbox: CommandLine) -> None:
+    """notebooks/05_services.ipynb, with what is made already: alone it makes its base first, which takes a minute."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "notebooks/05_services.ipynb"]
+    env = {**os.environ, "SANDBOX_ROOT": str(sandbox.root)}
+    done = subprocess.run(command, cwd=SERVICES.parents[2], env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+    assert sandbox.ok("ps", "-aq").out == ""
+    assert sandbox.ok("volume", "ls", "-q").out == ""
 
 
 def test_three_services_and_a_client(sandbox: CommandLine) -> None:
