@@ -94,6 +94,8 @@ class CellResult(msgspec.Struct, frozen=True):
     program: str
     network: str = "none"
     memory_limit: int | None = None
+    denied: str = ""
+    """What it asked of its network and its allow-list has not."""
 
     @property
     def ok(self) -> bool:
@@ -122,7 +124,7 @@ class CellResult(msgspec.Struct, frozen=True):
 
 def cell_result(completed: Completed, *, program: str, network: str = "none", memory_limit: int | None = None) -> CellResult:
     """The result object of a completed container."""
-    return CellResult(completed.exit_code, completed.why, completed.reason, completed.usage, program, network, memory_limit)
+    return CellResult(completed.exit_code, completed.why, completed.reason, completed.usage, program, network, memory_limit, completed.denied_text)
 
 
 def usage_line(result: CellResult) -> str:
@@ -132,5 +134,5 @@ def usage_line(result: CellResult) -> str:
     parts.append("" if used.cpu is None else f"cpu {seconds_text(used.cpu)}")
     parts.append("" if used.peak_memory is None else f"peak {memory_text(used.peak_memory, result.memory_limit)}")
     parts.append("" if used.peak_pids is None else f"{used.peak_pids} proc{'' if used.peak_pids == 1 else 's'}")
-    parts += [{"none": "net off", "": ""}.get(result.network, f"net {result.network}"), result.program]
+    parts += [{"none": "net off", "": ""}.get(result.network, f"net {result.network}"), result.denied, result.program]
     return ("✓ " if result.ok else "✗ ") + " · ".join(part for part in parts if part)

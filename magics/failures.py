@@ -27,6 +27,8 @@ def failure_of(completed: Completed, invocation: Invocation, *, where: str, fact
     message, hint = completed.reason or _message(completed, invocation), None
     if kind == "exec" and message.startswith(f"{invocation.program}: "):
         message, hint = f"{message} in {where}" if message.endswith(": not found") else message, _other_program(invocation, facts)
+    if completed.denied:
+        hint = f"--allow-net {completed.denied_text}"
     return CellFailed(message, kind=kind, exit_code=completed.exit_code, usage=completed.usage, hint=hint)
 
 

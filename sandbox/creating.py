@@ -16,7 +16,7 @@ from sandbox.image.store import Image, Store
 from sandbox.launch import VolumeRequest
 from sandbox.options import RunOptions
 from sandbox.records import Record, Records
-from sandbox.runtime.spec import ContainerSpec, Mount, Rootfs
+from sandbox.runtime.spec import Allowed, ContainerSpec, Mount, Rootfs
 from sandbox.volumes import Volumes
 
 _BUNDLE = 8 << 20
@@ -87,6 +87,9 @@ class Creator:
             hostname=launch.check_hostname(options.hostname or container_id[:12]),
             network=launch.make_network(options),
             address=options.ip,
+            mac=options.mac_address,
+            network_rate=options.network_rate,
+            allow_net=tuple(Allowed(*each) for given in options.allow_net for each in given),
             dns=options.dns,
             dns_search=options.dns_search,
             ports=launch.make_ports(config, options),

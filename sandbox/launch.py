@@ -192,7 +192,10 @@ def _is_device(path: str) -> bool:
 
 def make_network(options: RunOptions) -> str:
     """none, host, or the name of a network; InvalidOption for what only makes sense in one."""
-    wishes = {"--ip": options.ip, "--publish": options.publish, "--publish-all": options.publish_all}
+    wishes = {
+        "--ip": options.ip, "--mac-address": options.mac_address, "--publish": options.publish, "--publish-all": options.publish_all,
+        "--network-rate": options.network_rate, "--allow-net": options.allow_net,
+    }  # fmt: skip
     asks = [flag for flag, given in wishes.items() if given]
     if asks and options.network_name in ("none", "host"):
         raise InvalidOption(f"{asks[0]}: --network {options.network_name} has no addresses of its own", hint="name a network")

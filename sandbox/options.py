@@ -16,6 +16,7 @@ import msgspec
 
 from sandbox.default_network import default_network
 from sandbox.errors import InvalidOption
+from sandbox.network_options import Target, parse_allow_net, parse_network_rate
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
@@ -324,6 +325,9 @@ class RunOptions(msgspec.Struct, frozen=True):
     publish: tuple[tuple[Published, ...], ...] = ()
     publish_all: bool = False
     ip: str | None = None
+    mac_address: str | None = None
+    network_rate: int | None = None
+    allow_net: tuple[tuple[Target, ...], ...] = ()
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     userns: str = "private"
@@ -347,7 +351,8 @@ class RunOptions(msgspec.Struct, frozen=True):
     @property
     def network_name(self) -> str:
         """none, host or a network: where nothing is said, what `default_network` says."""
-        return self.network or default_network(publishes=bool(self.publish or self.publish_all))
+        needs_one = self.publish or self.publish_all or self.allow_net or self.network_rate
+        return self.network or default_network(publishes=bool(needs_one))
 
 
 RUN: tuple[Option, ...] = (
@@ -403,6 +408,16 @@ RUN: tuple[Option, ...] = (
     Option(("-p", "--publish"), "publish", "a port of it here: [[ADDRESS:][HOST]:]PORT[/udp]", "PORT", parse_publish, repeat=True),
     Option(("-P", "--publish-all"), "publish_all", "its image's ports, each on a free one of this machine", convert=None),
     Option(("--ip",), "ip", "the address it has in its network", "ADDRESS"),
+    Option(("--mac-address",), "mac_address", "the MAC address it has in its network", "ADDRESS"),
+    Option(("--network-rate",), "network_rate", "what it may send and receive at most: 10mbit (bits a second)", "RATE", parse_network_rate),
+    Option(
+        ("--allow-net",),
+        "allow_net",
+        "all it may reach: names, *.names, addresses, subnets, each with :PORT or not",
+        "TARGET[:PORT],…",
+        parse_allow_net,
+        repeat=True,
+    ),
     Option(("--dns",), "dns", "ask this name server", "ADDRESS", repeat=True),
     Option(("--dns-search",), "dns_search", "look names up in this domain too", "DOMAIN", repeat=True),
     Option(("--userns",), "userns", "private (default) or host", "MODE", parse_choice("private", "host")),

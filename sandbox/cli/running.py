@@ -164,6 +164,8 @@ def tell_end(completed: Completed, signals: SignalProxy) -> int:
     sent through us. Said when the terminal is the user's again."""
     if completed.reason and not (completed.why == "signal" and completed.signal in signals.passed):
         click.echo(f"sandbox: {completed.reason}", err=True)
+    if completed.denied:
+        click.echo(f"sandbox: --allow-net {completed.denied_text}", err=True)
     return completed.exit_code
 
 

@@ -561,7 +561,8 @@ def completed(report: Mapping[str, Any], limits: Limits, timeout: float | None) 
     number = -code if code < 0 else None
     why, reason = _explain(code, report, limits, timeout)
     exit_code = 124 if why == "timeout" else 128 + number if number else code
-    return Completed(exit_code=exit_code, why=why, reason=reason, signal=number, usage=_usage(report))
+    denied = tuple(report.get("denied", ()))
+    return Completed(exit_code=exit_code, why=why, reason=reason, signal=number, usage=_usage(report), denied=denied)
 
 
 def _usage(report: Mapping[str, Any]) -> Usage:

@@ -209,6 +209,7 @@ def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
         *_dev_steps(spec),
         *_volume_steps(spec),
         *(("set_sysctl", {"path": sysctl_file(name), "text": value}) for name, value in spec.sysctls),
+        *_redirect_steps(site.network),
         *([] if spec.privileged else [("mask", {"paths": list(MASKED)}), ("protect", {"paths": list(PROTECTED)})]),
         *([("protect_root", {})] if spec.read_only else []),
         ("set_hostname", {"name": spec.hostname}),
@@ -217,14 +218,23 @@ def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
     ]
 
 
+_LINK = ("end", "address", "prefix", "subnet", "gateway", "router", "rate")
+
+
+def _redirect_steps(network: Mapping[str, Any] | None) -> list[Step]:
+    """A confined one reaches its neighbours through the host, whatever the host says of a shorter way (ICMP)."""
+    links = ["all", *(each["end"] for each in (network, *network["more"]))] if network and network["router"] else []
+    return [("set_sysctl", {"path": f"/proc/sys/net/ipv4/conf/{link}/accept_redirects", "text": "0"}) for link in links]
+
+
 def _network_steps(network: Mapping[str, Any] | None) -> list[Step]:
     if network is None:
         return []
     from sandbox.runtime.init.resolver import ADDRESS, PORT  # with socket
 
-    link: Step = ("configure_link", {key: network[key] for key in ("address", "prefix", "gateway")})
-    # A helper program has set the link up.
-    return [*([] if "helper" in network else [link]), ("open_resolver", {"address": ADDRESS, "port": PORT})]
+    # A helper program has set an ordinary user's link up.
+    links = [("configure_link", {key: each[key] for key in _LINK}) for each in (network, *network["more"]) if "helper" not in each]
+    return [*links, ("open_resolver", {"address": ADDRESS, "port": PORT})]
 
 
 def _inside(path: str, site: Site) -> str:

@@ -108,6 +108,36 @@ class Port(msgspec.Struct, frozen=True):
     protocol: Literal["tcp", "udp"] = "tcp"
 
 
+class Allowed(msgspec.Struct, frozen=True):
+    """What a container with an allow-list may reach: a `name` (`*.` before it: everything below it, not itself) or a `subnet` in CIDR
+    form; `port` 0 means all, `protocol` "" both."""
+
+    name: str = ""
+    subnet: str = ""
+    port: int = 0
+    protocol: Literal["", "tcp", "udp"] = ""
+
+    @property
+    def protocols(self) -> tuple[Literal["tcp", "udp"], ...]:
+        """Those meant."""
+        return (self.protocol,) if self.protocol else ("tcp", "udp")
+
+    def __str__(self) -> str:
+        address, _, prefix = self.subnet.partition("/")
+        place = self.name or (f"[{address}]/{prefix}" if ":" in address else self.subnet)
+        port = f":{self.port}" if self.port else ""
+        return place + port + (f"/{self.protocol}" if self.protocol else "")
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A container's place in a network: the `address` and `mac` it wants there, the `names` others there may call it beside its own."""
+
+    network: str
+    address: str | None = None
+    mac: str | None = None
+    names: tuple[str, ...] = ()
+
+
 class Health(msgspec.Struct, frozen=True):
     """How a container is asked whether it is well: `argv` is run inside every `interval` seconds (`start_interval` until
     `start_period` is over, while failures do not count); `retries` failures in a row, or longer than `timeout`, and it is not."""
@@ -134,7 +164,14 @@ class ContainerSpec(msgspec.Struct, frozen=True):
     dns_search: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     """What others in its network may call it."""
+    mac: str | None = None
+    """The MAC address it wants in its network."""
+    more_networks: tuple[Endpoint, ...] = ()
     ports: tuple[Port, ...] = ()
+    network_rate: int | None = None
+    """Bits a second, each way."""
+    allow_net: tuple[Allowed, ...] = ()
+    """All it may reach; empty: there is no such list."""
     userns: Literal["private", "host"] = "private"
     limits: Limits = Limits()
     mounts: tuple[Mount, ...] = ()
@@ -190,6 +227,15 @@ class Completed(msgspec.Struct, frozen=True):
     stdout: bytes = b""
     stderr: bytes = b""
     usage: Usage = msgspec.field(default_factory=Usage)
+    denied: tuple[str, ...] = ()
+    """What it asked of its network and its allow-list has not: names, and addresses with their ports."""
+
+    @property
+    def denied_text(self) -> str:
+        """`denied: evil.example.org, 192.0.2.7:80` for a person; empty when nothing was."""
+        shown = self.denied[:12]
+        more = f" and {len(self.denied) - len(shown)} more" if len(self.denied) > len(shown) else ""
+        return f"denied: {', '.join(shown)}{more}" if self.denied else ""
 
     @property
     def ok(self) -> bool:

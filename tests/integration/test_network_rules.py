@@ -14,7 +14,7 @@ import ipaddress, json, os, signal, socket, sys
 from sandbox.runtime.init import netlink as n, syscalls as s
 from sandbox.runtime.network import rules
 
-BRIDGE, LINKS = "sbxtest0001", ("vtest0001", "vtest0002")
+BRIDGE, LINKS = "sbxtest000", ("vtest0001", "vtest0002")
 MACS, ADDRESSES = ("02:42:0a:63:63:02", "02:42:0a:63:63:03"), ("10.99.99.2", "10.99.99.3")
 
 def neighbour(number):
@@ -39,7 +39,7 @@ def serve(number, orders, answers):
             with n.Netlink() as net:
                 index = socket.if_nametoindex("eth0")
                 n.set_up(net, 1), n.set_up(net, index), n.add_address(net, index, words[0], 24)
-                n.add_default_route(net, index, "10.99.99.1")
+                n.add_route(net, index, "10.99.99.1")
         elif verb == "listen":
             listener = socket.create_server(("0.0.0.0", 80))
         elif verb == "claim":

@@ -7,11 +7,11 @@ import os
 import signal
 import socket
 
-from sandbox.runtime.init import files, netlink, proxy, resolver, steps
+from sandbox.runtime.init import allowlist, files, netlink, proxy, resolver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
 
@@ -23,20 +23,22 @@ class Failed(Exception):
         self.facts: dict[str, Any] = {"message": message, **facts}
 
 
-def make(network: dict[str, Any]) -> Attachment:
+def make(network: dict[str, Any], deny: Callable[[str], object]) -> Attachment:
     """The kind that `network` asks for."""
     if "helper" not in network:
-        return Attachment(network)
+        return Attachment(network, deny)
     from sandbox.runtime.init import usernet  # an ordinary user's alone
 
-    return usernet.UserAttachment(network)
+    return usernet.UserAttachment(network, deny)
 
 
 class Attachment:
-    """One container in one network. `network` is what `Networks.attached` gave; its `ports` say in the end which were taken."""
+    """One container in one network. `network` is what `Networks.attached` gave; its `ports` say in the end which were taken. `deny`
+    hears of what its allow-list has not."""
 
-    def __init__(self, network: dict[str, Any]) -> None:
+    def __init__(self, network: dict[str, Any], deny: Callable[[str], object]) -> None:
         self.network = network
+        self._allow = allowlist.AllowList(network["allow"], deny) if network["allow"] else None
         self._resolver: resolver.Resolver | None = None
         self._proxy = 0
 
@@ -44,26 +46,33 @@ class Attachment:
         """One end of a new link goes into the network namespace of `pid`, the other into the bridge; it may send from its own address, and
         what comes for its ports is passed on. Raises Failed."""
         self._publish()
+        name = ""
         try:
-            with netlink.Netlink() as net:
-                if again:  # Linux may still be at taking the last one away
-                    netlink.remove_link(net, self.network["link"])
-                netlink.add_veth(net, self.network["link"], self.network["index"], steps.LINK, pid, self.network["mac"])
-            self._change_owner(netlink.NEW_ELEMENT, netlink.CREATE)
+            for each in (self.network, *self.network["more"]):
+                name = each["name"]
+                plug_in(each, pid, again=again)
         except OSError as err:
-            raise Failed(f"network {self.network['name']}: {err.strerror}", step="network", errno=err.errno) from err
+            raise Failed(f"network {name}: {err.strerror}", step="network", errno=err.errno) from err
 
     def enter(self, pid: int) -> None:
         """The user namespace of `pid` has its ids now; nothing waited for that. Raises Failed."""
 
-    def serve_names(self, fd: int) -> None:
-        """Answer what is asked on this socket, which init opened inside."""
-        self._resolver = resolver.Resolver(socket.socket(fileno=fd), self.network)
+    def serve_names(self, fds: Sequence[int]) -> None:
+        """Answer what is asked on these sockets, which init opened inside."""
+        ends = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+        self._resolver = resolver.Resolver(ends, self.network, self._places, self._allow)
 
-    def fds(self) -> Iterator[int]:
-        """What to wait on; `serve` is called with those that can be read."""
+    def _places(self) -> list[str]:
+        return [os.path.dirname(each["lease"]) for each in (self.network, *self.network["more"])]
+
+    def denied(self) -> list[str]:
+        """What it asked of its network and its allow-list has not."""
+        return self._allow.denied() if self._allow else []
+
+    def interests(self) -> Iterator[tuple[int, int]]:
+        """What to wait on, and for which poll(2) events; `serve` is called with those that are ready."""
         if self._resolver is not None:
-            yield from self._resolver.fds()
+            yield from self._resolver.interests()
 
     def serve(self, fd: int) -> None:
         """A question, or the answer to one that was passed on."""
@@ -85,19 +94,8 @@ class Attachment:
 
     def leave(self) -> None:
         """Give the address back. The link went with the network namespace; what could send from it is forgotten."""
-        try:
-            self._change_owner(netlink.DEL_ELEMENT, 0)
-        except OSError as err:
-            if err.errno != errno.ENOENT:  # the network was taken away, or its rules flushed
-                raise
-        finally:
-            files.remove_file(self.network["lease"])
-
-    def _change_owner(self, kind: int, flags: int) -> None:
-        owner = netlink.owner_key(self.network["link"], self.network["mac"], self.network["address"])
-        element = netlink.element(self.network["bridge"], netlink.OWNERS, [owner], family=netlink.BRIDGE)
-        with netlink.Netlink(netlink.NETFILTER) as net:
-            net.transact([(kind, element, flags)])
+        for each in (self.network, *self.network["more"]):
+            forget(each)
 
     def _publish(self, inside: Sequence[int] = ()) -> None:
         ports = self.network["ports"]
@@ -111,6 +109,54 @@ class Attachment:
         finally:
             for listener in listeners:
                 listener.close()
+
+
+def plug_in(place: Mapping[str, Any], pid: int, *, again: bool = False) -> None:
+    """A link between the bridge of a place (what `Networks` gave) and the network namespace of `pid`, and the right to send. OSError."""
+    with netlink.Netlink() as net:
+        if again:  # Linux may still be at taking the last one away
+            netlink.remove_link(net, place["link"])
+        netlink.add_veth(net, place["link"], place["index"], place["end"], pid, place["mac"])
+        if place["rate"]:
+            netlink.limit_rate(net, socket.if_nametoindex(place["link"]), place["rate"])
+    _change_owner(place, netlink.NEW_ELEMENT, netlink.CREATE)
+
+
+def forget(place: Mapping[str, Any]) -> None:
+    """Give the address back: what held it to its allow-list and rate, and what could send from it, is forgotten. The link goes with its
+    network namespace. That the network was taken away, or its rules flushed, is fine."""
+    try:
+        _unless_gone(_drop_tables, place)
+        _unless_gone(_drop_owner, place)
+    finally:
+        files.remove_file(place["lease"])
+
+
+def _unless_gone(drop: Callable[[Mapping[str, Any]], None], place: Mapping[str, Any]) -> None:
+    try:
+        drop(place)
+    except OSError as err:
+        if err.errno != errno.ENOENT:
+            raise
+
+
+def _drop_owner(place: Mapping[str, Any]) -> None:
+    _change_owner(place, netlink.DEL_ELEMENT, 0)
+
+
+def _change_owner(place: Mapping[str, Any], kind: int, flags: int) -> None:
+    owner = netlink.owner_key(place["link"], place["mac"], place["address"])
+    element = netlink.element(place["bridge"], netlink.OWNERS, [owner], family=netlink.BRIDGE)
+    with netlink.Netlink(netlink.NETFILTER) as net:
+        net.transact([(kind, element, flags)])
+
+
+def _drop_tables(place: Mapping[str, Any]) -> None:
+    """The rules that held it to its allow-list and its rate."""
+    if families := place["families"]:
+        table = netlink.text(1, place["table"])
+        with netlink.Netlink(netlink.NETFILTER) as net:
+            net.transact([(netlink.DEL_TABLE, netlink.nft_body(family, table), 0) for family in families])
 
 
 def _listen(port: dict[str, Any]) -> socket.socket:

@@ -23,7 +23,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_PID, _IF
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _UP = 1
 _MAIN, _BOOT, _UNICAST = 254, 3, 1
-_NFT = 10 << 8
+NFT = 10 << 8
 
 
 class Netlink:
@@ -56,7 +56,7 @@ class Netlink:
         for kind, body, flags in requests:
             self._sequence += 1
             wanted.add(self._sequence)
-            parts.append(message(_NFT | kind, flags | _REQUEST | _ACK, self._sequence, body))
+            parts.append(message(NFT | kind, flags | _REQUEST | _ACK, self._sequence, body))
         self._socket.send(b"".join([*parts, message(17, _REQUEST, 0, struct.pack(">BBH", 0, 0, 10))]))
         self._expect(wanted)
 
@@ -130,6 +130,15 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
+def each_attribute(data: bytes) -> list[bytes]:
+    """The values of the attributes in `data`, in their order."""
+    found, at = [], 0
+    while at + 4 <= len(data) and (length := struct.unpack_from("H", data, at)[0]) >= 4:
+        found.append(data[at + 4 : at + length])
+        at += length + -length % 4
+    return found
+
+
 def text(kind: int, value: str) -> bytes:
     """A zero-terminated text attribute."""
     return attribute(kind, value.encode() + b"\0")
@@ -194,11 +203,13 @@ def add_address(net: Netlink, index: int, address: str, prefix: int) -> None:
     net.ask(_NEWADDR, struct.pack("BBBBI", family, prefix, flags, 0, index) + attribute(2, packed) + attribute(1, packed), _CREATE)
 
 
-def add_default_route(net: Netlink, index: int, gateway: str) -> None:
-    """Everything else goes to the gateway."""
+def add_route(net: Netlink, index: int, gateway: str, target: str = "") -> None:
+    """What is for `target` (a subnet in CIDR form; else everything) goes to the gateway, which is on this link whatever its address."""
     family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
-    body = struct.pack("BBBBBBBBI", family, 0, 0, 0, _MAIN, _BOOT, 0, _UNICAST, 0)
-    net.ask(_NEWROUTE, body + attribute(5, socket.inet_pton(family, gateway)) + _number(4, index), _CREATE)
+    address, _, prefix = target.partition("/")
+    body = struct.pack("BBBBBBBBI", family, int(prefix or 0), 0, 0, _MAIN, _BOOT, 0, _UNICAST, 4)  # RTNH_F_ONLINK
+    where = attribute(1, socket.inet_pton(family, address)) if address else b""
+    net.ask(_NEWROUTE, body + where + attribute(5, socket.inet_pton(family, gateway)) + _number(4, index), _CREATE)
 
 
 def limit_rate(net: Netlink, index: int, bits: int) -> None:
@@ -213,12 +224,28 @@ def limit_rate(net: Netlink, index: int, bits: int) -> None:
     net.ask(_NEWQDISC, body + text(1, "tbf") + nested(2, *inner), _CREATE | _EXCLUSIVE)
 
 
+def configure(net: Netlink, name: str, *, address: str, prefix: int, subnet: str, gateway: str, router: str, rate: int) -> None:
+    """A container's end of its link: an address, and everything else through the `gateway`, if there is one. With `router`, also its
+    neighbours are reached through that. What leaves it keeps to the rate, in bits a second (0: none)."""
+    index = socket.if_nametoindex(name)
+    add_address(net, index, address, 32 if router else prefix)
+    set_up(net, index)
+    if router:
+        add_route(net, index, router, subnet)
+    if gateway:
+        add_route(net, index, gateway)
+    if rate:
+        limit_rate(net, index, rate)
+
+
 # nf_tables ----------------------------------------------------------------------------------------------------------------
 
 BRIDGE, INET = 7, 1
 OWNERS = "owners"
 """The set of the bridge family that holds `owner_key`s."""
-NEW_TABLE, GET_TABLE, DEL_TABLE, NEW_CHAIN, NEW_RULE, DEL_RULE, NEW_SET, NEW_ELEMENT, DEL_ELEMENT = 0, 1, 2, 3, 6, 8, 9, 12, 14
+NEW_TABLE, GET_TABLE, DEL_TABLE, NEW_CHAIN, NEW_RULE, DEL_RULE, NEW_SET, NEW_ELEMENT, GET_ELEMENT, DEL_ELEMENT = (
+    0, 1, 2, 3, 6, 8, 9, 12, 13, 14,
+)  # fmt: skip
 CREATE, APPEND = _CREATE, _APPEND
 
 

@@ -52,9 +52,8 @@ def run(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]
         try:
             steps.perform(plan["steps"], setup)
         finally:
-            resolver = [setup.resolver] if setup.resolver >= 0 else []
-            link.send(supervisor, {"event": "ready", "stubs": setup.stubs}, resolver)
-            for fd in resolver:
+            link.send(supervisor, {"event": "ready", "stubs": setup.stubs}, setup.resolver)
+            for fd in setup.resolver:
                 os.close(fd)
         code = serve_program(plan, supervisor, stdio)
     except steps.StepError as err:

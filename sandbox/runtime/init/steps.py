@@ -33,7 +33,7 @@ class Setup:
         self.mounts = mounts
         self.stubs: list[str] = []
         self.root_device = -1
-        self.resolver = -1
+        self.resolver: list[int] = []
 
 
 class StepError(Exception):
@@ -259,21 +259,20 @@ def loopback_up(setup: Setup) -> None:
         fcntl.ioctl(link, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
 
 
-def configure_link(setup: Setup, address: str, prefix: int, gateway: str) -> None:
-    """The link to its network, which the supervisor put here: an address, and everything else through the gateway, if there is one."""
+def configure_link(setup: Setup, end: str, address: str, prefix: int, subnet: str, gateway: str, router: str, rate: int) -> None:
+    """The link to a network, which the supervisor put here."""
     with netlink.Netlink() as net:
-        index = socket.if_nametoindex(LINK)
-        netlink.add_address(net, index, address, prefix)
-        netlink.set_up(net, index)
-        if gateway:
-            netlink.add_default_route(net, index, gateway)
+        netlink.configure(net, end, address=address, prefix=prefix, subnet=subnet, gateway=gateway, router=router, rate=rate)
 
 
 def open_resolver(setup: Setup, address: str, port: int) -> None:
-    """The socket of the container's name server, which the supervisor serves."""
-    end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    end.bind((address, port))
-    setup.resolver = end.detach()
+    """The sockets of the container's name server, which the supervisor serves: for datagrams, and for connections (RFC 7766)."""
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        end = socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        end.bind((address, port))
+        if kind == socket.SOCK_STREAM:
+            end.listen(16)
+        setup.resolver.append(end.detach())
 
 
 STEPS: dict[str, Callable[..., None]] = {

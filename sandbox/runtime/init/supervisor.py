@@ -20,7 +20,7 @@ from sandbox.runtime.init.hostside import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from sandbox.runtime.init import health
@@ -58,7 +58,7 @@ class Container:
         self.health: health.Health | None = None
         self.is_again = False
         self.is_over = False
-        self.attachment = attachment.make(plan["network"]) if plan.get("network") else None
+        self.attachment = attachment.make(plan["network"], self._deny) if plan.get("network") else None
 
     # set up ---------------------------------------------------------------------------------------------------------
 
@@ -122,6 +122,10 @@ class Container:
         except attachment.Failed as err:
             raise Refused({"event": "refused", "code": 125, **err.facts}) from err
 
+    def _deny(self, what: str) -> None:
+        """It asked for what its allow-list has not."""
+        report.note(self.plan, "network_deny", target=what)
+
     def _hand_over_mounts(self) -> None:
         """Write the id maps, then send init what only the host side can make: idmapped and bound host directories."""
         trees: dict[str, int] = {}
@@ -151,7 +155,7 @@ class Container:
             if message["event"] == "ready":
                 self.stubs = message["stubs"]
                 if fds and self.attachment:
-                    self.attachment.serve_names(fds[0])
+                    self.attachment.serve_names(fds)
                 self.started = time.time()
                 # While the program starts; should it not, its end is recorded over this.
                 report.record(self.plan, report.running_state(self))
@@ -197,13 +201,13 @@ class Container:
             watched[self.meter[1]] = self._is_full
         if self.health and self.health.fileno() >= 0:
             watched[self.health.fileno()] = self._take_health
+        names: Iterable[tuple[int, int, Callable[[], object]]] = ()
         if self.attachment:
-            for fd in self.attachment.fds():
-                watched[fd] = functools.partial(self.attachment.serve, fd)
+            names = ((fd, events, functools.partial(self.attachment.serve, fd)) for fd, events in self.attachment.interests())
         for fd in watched:
             poll.register(fd, select.POLLIN)
         at_the_door = self.door.interests(self._attach) if self.door else ()
-        for fd, events, ready in (*self.output.interests(self._detach), *at_the_door):
+        for fd, events, ready in (*self.output.interests(self._detach), *at_the_door, *names):
             watched[fd] = ready
             poll.register(fd, events)
         return watched
@@ -342,6 +346,8 @@ class Container:
         self.written = _MUCH if written is None else written
         used = cgroup.read(dict(self.plan["cgroup"]["report"])) if self.plan["cgroup"] else {}
         self.account = {"wall": wall, "used": {**moved, **{name: value for name, value in used.items() if value is not None}}}
+        if self.attachment and (denied := self.attachment.denied()):
+            self.account["denied"] = denied
         if self.plan.get("remove"):
             self.grave = report.bury_container(self.plan)
 

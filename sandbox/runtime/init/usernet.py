@@ -16,7 +16,7 @@ from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 _PATIENCE = 20.0
@@ -29,8 +29,8 @@ PID, PID_FILE, READY = "{pid}", "{pid file}", "{ready}"
 class UserAttachment(attachment.Attachment):
     """One container with a network of its own. `network` is what `userspace.attached` gave."""
 
-    def __init__(self, network: dict[str, Any]) -> None:
-        super().__init__(network)
+    def __init__(self, network: dict[str, Any], deny: Callable[[str], object]) -> None:
+        super().__init__(network, deny)
         self._guard = 0
         self._helper = -1
 

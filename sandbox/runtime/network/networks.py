@@ -22,18 +22,17 @@ import msgspec
 from msgspec.structs import asdict
 
 from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound, WrongState
-from sandbox.runtime.init import journal
+from sandbox.runtime.init import attachment, journal
 from sandbox.runtime.init import netlink as n
-from sandbox.runtime.network import rules
-from sandbox.runtime.spec import ContainerSpec
+from sandbox.runtime.network import confinement, rules
+from sandbox.runtime.network.leases import Lease, Leases, mac_of, new_lease
+from sandbox.runtime.spec import ContainerSpec, Endpoint
 
 DEFAULT = "bridge"
 _RESERVED = ("none", "host", "default", "container")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _POOLS = tuple(ipaddress.IPv4Network(text) for text in ("10.177.0.0/16", "172.30.0.0/16", "192.168.0.0/16"))
 _PREFIX = 24
-_STARTING = 30.0
-"""Seconds after which a container has a supervisor, or will never have one."""
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -53,15 +52,6 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     def addresses(self) -> ipaddress.IPv4Network:
         """The subnet."""
         return ipaddress.IPv4Network(self.subnet)
-
-
-class Lease(msgspec.Struct, frozen=True):
-    """Who has an address: the container with its names, from when on (seconds since 1970), and the process that started it."""
-
-    container: str
-    since: float
-    process: int
-    names: tuple[str, ...] = ()
 
 
 class Networks:
@@ -91,7 +81,7 @@ class Networks:
 
     def members(self, network: Network) -> dict[str, str]:
         """Container id → address, of those that live."""
-        return {lease.container: address for address, lease in self._leases(network) if self._is_held(lease)}
+        return {lease.container: address for address, lease in self._leases(network).held()}
 
     # changes
 
@@ -156,31 +146,64 @@ class Networks:
 
     @contextlib.contextmanager
     def attached(self, spec: ContainerSpec, servers: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """An address for a container that is being started, and all its supervisor needs to know; given back if the block fails.
+        """Addresses for a container that is being started, and all its supervisor needs to know; given back if the block fails.
         `servers`: who is asked for names of elsewhere.
 
-        NetworkNotFound; NetworkError when no address is left or Linux refuses the bridge.
+        NetworkNotFound; NetworkError when no address is left or Linux refuses the bridge; InvalidOption.
         """
-        name, container_id = spec.network, spec.id
-        network = self.find(name)
+        endpoints = (Endpoint(spec.network, spec.address, spec.mac, spec.names), *spec.more_networks)
+        networks = [self.find(endpoint.network) for endpoint in endpoints]
+        with contextlib.ExitStack() as undo:
+            places = []
+            for number, (network, endpoint) in enumerate(zip(networks, endpoints, strict=True)):
+                places.append(self.join(network, spec, endpoint, f"eth{number}", has_default=not number))
+                undo.callback(attachment.forget, places[-1])
+            yield self._facts(spec, networks, places, servers)
+            undo.pop_all()
+
+    def _facts(
+        self, spec: ContainerSpec, networks: Sequence[Network], places: Sequence[dict[str, Any]], servers: Sequence[str]
+    ) -> dict[str, Any]:
+        """The first place, and what is the container's as a whole."""
+        allow = {
+            "tables": [place["table"] for place in places],
+            "names": [[each.name, each.port, each.protocols] for each in spec.allow_net if each.name],
+            "subnets": [network.subnet for network in networks],
+            "search": spec.dns_search,
+        }
+        return {
+            **places[0],
+            "more": places[1:],
+            "container": spec.id,
+            "containers": str(self._root / "containers"),
+            "servers": [] if all(network.internal for network in networks) else list(servers),
+            "ports": [asdict(port) for port in spec.ports],
+            "allow": allow if spec.allow_net else None,
+        }
+
+    def join(self, network: Network, spec: ContainerSpec, endpoint: Endpoint, end: str, *, has_default: bool) -> dict[str, Any]:
+        """A place in a network for the container's link `end`, with its rules; `attachment.forget` gives it back. NetworkError,
+        InvalidOption."""
+        names = tuple(dict.fromkeys((*endpoint.names, spec.hostname, spec.id[:12])))
+        lease = new_lease(spec.id, names, end=end, allowed=spec.allow_net, rate=spec.network_rate)
         with self._locked():
             try:
                 index = self._set_up(network)
+                self._sweep(network)
+                address, lease = self._leases(network).take(endpoint, lease)
+                confined = self._confined(network, address, lease)
+                if confined.rate or confined.allowed:
+                    confinement.install(confined)
             except OSError as err:
-                raise NetworkError(f"network {name}: {err.strerror}", hint="`sandbox doctor` says what is missing") from err
-            chosen = self._lease(network, spec)
-        lease = self._place(name) / chosen
-        link, mac = f"{rules.port_prefix(network.bridge)}{container_id[:7]}", _mac(chosen)
-        try:
-            yield {
-                "name": name, "bridge": network.bridge, "index": index, "link": link, "mac": mac, "address": chosen,
-                "prefix": network.addresses.prefixlen, "gateway": "" if network.internal else network.gateway, "lease": str(lease),
-                "containers": str(self._root / "containers"), "servers": [] if network.internal else list(servers),
-                "ports": [asdict(port) for port in spec.ports],
-            }  # fmt: skip
-        except BaseException:
-            lease.unlink(missing_ok=True)
-            raise
+                raise NetworkError(f"network {network.name}: {err.strerror}", hint="`sandbox doctor` says what is missing") from err
+        is_listed = bool(lease.allowed)
+        return {
+            "name": network.name, "bridge": network.bridge, "index": index, "link": confined.link, "end": end, "mac": lease.mac,
+            "address": address, "prefix": network.addresses.prefixlen, "subnet": network.subnet,
+            "gateway": network.gateway if has_default and not network.internal else "", "router": network.gateway if is_listed else "",
+            "rate": lease.rate or 0, "table": confined.table, "lease": str(self._leases(network).file(address)),
+            "families": [*([n.INET] if is_listed else []), *([n.BRIDGE] if is_listed or lease.rate else [])],
+        }  # fmt: skip
 
     def _set_up(self, network: Network) -> int:
         """The bridge with its address and rules, as far as they are not there; its index."""
@@ -188,64 +211,55 @@ class Networks:
             index = socket.if_nametoindex(network.bridge)
         except OSError:
             with n.Netlink() as net:
-                index = n.add_bridge(net, network.bridge, f"jupyter-sandbox {network.name}", _mac(network.gateway))
+                index = n.add_bridge(net, network.bridge, f"jupyter-sandbox {network.name}", mac_of(network.gateway))
                 n.add_address(net, index, network.gateway, network.addresses.prefixlen)
         if not rules.are_installed(network.bridge):
-            prefix = rules.port_prefix(network.bridge)
-            owners = [
-                n.owner_key(f"{prefix}{lease.container[:7]}", _mac(address), address)
-                for address, lease in self._leases(network)
-                if self._is_held(lease)
-            ]
-            rules.install(network.bridge, network.addresses, internal=network.internal, owners=owners)
-        if not network.internal and _FORWARD.read_text().strip() == "0":
+            self._make_rules(network)
+        if _FORWARD.read_text().strip() == "0":
             _FORWARD.write_text("1\n")
         return index
+
+    def _make_rules(self, network: Network) -> None:
+        """Of the network, and of those in it: the lists first, so that nobody is without one for a moment."""
+        held = self._leases(network).held()
+        for address, lease in held:
+            if lease.allowed or lease.rate:
+                confinement.install(self._confined(network, address, lease))
+        owners = [n.owner_key(_link_name(network, lease), lease.mac, address) for address, lease in held]
+        rules.install(network.bridge, network.addresses, internal=network.internal, owners=owners)
+
+    def _confined(self, network: Network, address: str, lease: Lease) -> confinement.Confined:
+        return confinement.Confined(
+            table=confinement.table_name(network.bridge, lease.container),
+            link=_link_name(network, lease),
+            bridge=network.bridge,
+            bridge_mac=mac_of(network.gateway),
+            addresses=[address],
+            subnets=[network.subnet],
+            allowed=lease.allowed,
+            rate=lease.rate,
+        )
+
+    def _sweep(self, network: Network) -> None:
+        """What a killed supervisor left: its addresses, and the rules for them."""
+        for address, lease in self._leases(network).stale():
+            link = _link_name(network, lease)
+            rules.drop_owner(network.bridge, link, lease.mac or mac_of(address), address)
+            confinement.remove(confinement.table_name(network.bridge, lease.container))
+            self._leases(network).file(address).unlink(missing_ok=True)
 
     def _take_down(self, network: Network) -> None:
         with n.Netlink() as net:
             n.remove_link(net, network.bridge)
         rules.remove(network.bridge)
-        for address, _ in self._leases(network):
-            (self._place(network.name) / address).unlink(missing_ok=True)
+        for address, lease in self._leases(network).all():
+            confinement.remove(confinement.table_name(network.bridge, lease.container))
+            self._leases(network).file(address).unlink(missing_ok=True)
 
     # addresses
 
-    def _lease(self, network: Network, spec: ContainerSpec) -> str:
-        wanted = spec.address
-        taken = {address: lease for address, lease in self._leases(network) if self._is_held(lease)}
-        free = (
-            self._wanted(network, wanted) if wanted else (str(host) for host in network.addresses.hosts() if str(host) != network.gateway)
-        )
-        address = next((each for each in free if each not in taken), None)
-        if address is None:
-            full = f"address {wanted} is taken" if wanted else f"all {len(taken)} addresses of {network.subnet} are taken"
-            raise NetworkError(f"network {network.name}: {full}", hint="remove containers, or create a network with a larger --subnet")
-        names = tuple(dict.fromkeys((*spec.names, spec.hostname, spec.id[:12])))
-        (self._place(network.name) / address).write_bytes(msgspec.json.encode(Lease(spec.id, time.time(), os.getpid(), names)))
-        return address
-
-    def _wanted(self, network: Network, text: str) -> Iterator[str]:
-        try:
-            address = ipaddress.IPv4Address(text)
-        except ValueError as err:
-            raise InvalidOption(f"--ip {text!r}: not an IPv4 address") from err
-        if address not in network.addresses or text == network.gateway:
-            raise InvalidOption(f"--ip {text}: not an address for a container in {network.subnet}")
-        yield text
-
-    def _leases(self, network: Network) -> list[tuple[str, Lease]]:
-        found = []
-        for path in self._place(network.name).iterdir():
-            with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-                if path.name[0].isdigit():
-                    found.append((path.name, msgspec.json.decode(path.read_bytes(), type=Lease)))
-        return found
-
-    def _is_held(self, lease: Lease) -> bool:
-        """A container that is being started has no supervisor yet, but somebody who starts it."""
-        is_starting = time.time() - lease.since < _STARTING and Path(f"/proc/{lease.process}").exists()
-        return is_starting or self._is_supervised(lease.container)
+    def _leases(self, network: Network) -> Leases:
+        return Leases(network.name, self._place(network.name), network.addresses, network.gateway, self._is_supervised)
 
     def _free_subnet(self, name: str) -> ipaddress.IPv4Network:
         """One that neither the host's routes nor our networks have; engines begin at different ones."""
@@ -315,9 +329,9 @@ def _gateway(addresses: ipaddress.IPv4Network, text: str | None) -> ipaddress.IP
     return gateway
 
 
-def _mac(address: str) -> str:
-    """docker's: local, and as unique as the address."""
-    return "02:42:" + ":".join(f"{each:02x}" for each in socket.inet_aton(address))
+def _link_name(network: Network, lease: Lease) -> str:
+    """The host's end of a container's link: fifteen letters at most."""
+    return f"{rules.port_prefix(network.bridge)}{lease.container[:6]}"
 
 
 def host_routes(table: Path = Path("/proc/net/route")) -> list[ipaddress.IPv4Network]:

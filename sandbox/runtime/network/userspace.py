@@ -51,6 +51,7 @@ def attached(root: Path, spec: ContainerSpec, servers: Sequence[str]) -> Iterato
         "name": spec.network, "helper": {"argv": argv, "pid_file": pid_file}, "link": LINK, "address": str(subnet[_CONTAINER]),
         "prefix": subnet.prefixlen, "gateway": str(subnet[_GATEWAY]), "mac": "", "lease": str(place / "none"),
         "containers": str(root / "containers"), "servers": list(servers), "ports": [asdict(port) for port in spec.ports],
+        "container": spec.id, "more": [], "allow": None, "router": "",
     }  # fmt: skip
 
 
@@ -62,8 +63,12 @@ def _check(spec: ContainerSpec) -> None:
             hint="--network bridge gives each its own; publish a port (-p ADDRESS:PORT:PORT, ADDRESS one of this machine's, not loopback) "
             "and call that from the others. Containers that root starts share networks",
         )
-    if spec.address:
-        raise Unsupported("--ip: an ordinary user's containers cannot choose their address", feature="--ip", hint="leave it out")
+    for flag, given in (("--ip", spec.address), ("--mac-address", spec.mac)):
+        if given:
+            raise Unsupported(f"{flag}: an ordinary user's containers cannot choose their address", feature=flag, hint="leave it out")
+    for flag, asked in (("--allow-net", spec.allow_net), ("--network-rate", spec.network_rate)):
+        if asked:  # it could not be held to them: what runs as this user can change what this user makes
+            raise Unsupported(f"{flag}: only containers that root starts can be held to it", feature=flag, hint="use --network none")
 
 
 def _program() -> str | None:
