@@ -10,7 +10,11 @@ import pytest
 from tests.support.host import requires
 from tests.support.ordinary_user import ordinary_user, speaker
 
-pytestmark = [requires("root", "userns", "overlay", "tool:mmdebstrap", "tool:newuidmap"), pytest.mark.xdist_group("debian")]
+pytestmark = [
+    requires("root", "userns", "overlay", "tool:mmdebstrap", "tool:newuidmap"),
+    pytest.mark.xdist_group("debian"),
+    pytest.mark.timeout(400),
+]
 
 
 @pytest.fixture(scope="module")
