@@ -60,8 +60,8 @@ def deliver(root: Path, own: bytes, more: Iterable[bytes]) -> Path:
     bundle = _bundle([*_certificates(own or trusted(lambda place: Path(place).read_bytes())), *more])
     place = root / "host-ca" / hashlib.sha256(bundle).hexdigest()[:32]
     if not place.exists():
-        fresh = place.with_name(f".{place.name}.{os.getpid()}")
-        fresh.mkdir(parents=True, exist_ok=True)
+        fresh = place.with_name(f".{place.name}.{os.urandom(4).hex()}")  # steps of one build come here at once
+        fresh.mkdir(parents=True)
         for name, data in (("bundle.pem", bundle), ("apt.conf", _APT.encode())):
             (fresh / name).write_bytes(data)
             (fresh / name).chmod(0o444)
