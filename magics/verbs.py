@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from magics.display import say
-from sandbox.cli.formatting import Facts, Lines, Table, Told
+from sandbox.cli.formatting import Facts, LayerForest, Lines, Table, Told
 from sandbox.cli.templates import go_json
 from sandbox.errors import ContainerError
 
@@ -131,11 +131,20 @@ def run_verb(words: Sequence[str]) -> object:
 
 _PASSES_FLAGS_ON = ("run", "exec", "create")
 
-_OBJECTS: dict[type, Callable[[Any], object]] = {Table: Listed, Facts: Described, Lines: Written}  # Any: each takes its own type
+def _layer_map(forest: LayerForest) -> object:
+    from magics.treemap import LayerMap
+
+    return LayerMap(forest)
+
+
+_OBJECTS: dict[type, Callable[[Any], object]] = {  # Any: each takes its own type
+    Table: Listed, Facts: Described, LayerForest: _layer_map, Lines: Written,
+}  # fmt: skip
 
 _JSON: dict[type, Callable[[Any], Told]] = {
     Table: lambda table: Lines(tuple(go_json(record) for record in table.records)),
     Facts: lambda facts: Lines((go_json(facts.objects),)),
+    LayerForest: lambda forest: Lines((go_json(forest.objects),)),
     Lines: lambda lines: lines if _is_json(lines) else Lines((go_json(lines.lines),)),
 }
 

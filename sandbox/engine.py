@@ -41,11 +41,13 @@ if TYPE_CHECKING:
     from sandbox.build.settings import Settings
     from sandbox.events import Event
     from sandbox.image.copying.copy import Copied
+    from sandbox.image.layertree import Layer
     from sandbox.image.packing import Packing
     from sandbox.image.registry.access import Terms
     from sandbox.image.registry.progress import OnTransfer
     from sandbox.image.registry.pulling import Pulled
     from sandbox.image.registry.pushing import Pushed
+    from sandbox.image.registry.searching import Found
     from sandbox.image.tree import Tree
     from sandbox.manifests import Manifests
     from sandbox.runtime.network.networks import Networks
@@ -304,6 +306,20 @@ class Engine:
 
         return Manifests(self._store)
 
+    def search(self, term: str, *, limit: int = 25, terms: Terms | None = None) -> list[Found]:
+        """Repositories of Docker Hub, or of HOST for `HOST/TERM`, whose name has the term. RegistryError when it offers no search."""
+        return self._transfers.search(term, limit=limit, terms=terms)
+
+    def registry_tags(self, name: str, *, terms: Terms | None = None) -> list[str]:
+        """Every tag a registry has of a repository. NotInRegistry, RegistryError."""
+        return self._transfers.tags(name, terms=terms)
+
+    def image_tree(self, images: Sequence[Image] | None = None) -> list[Layer]:
+        """The layers of these images (all): a forest in which shared ones stand once."""
+        from sandbox.image.layertree import layer_tree
+
+        return layer_tree(self._store, self._store.images() if images is None else images)
+
     def ensure_image(self, name: str, policy: PullPolicy = "missing", *, on_event: OnTransfer | None = None) -> Image:
         """The image of this name, pulled when it is missing (`always`: in any case). ImageNotFound, RegistryError."""
         return self._transfers.ensure(name, policy, on_event=on_event)
@@ -331,6 +347,10 @@ class Engine:
     def image_names(self, image: Image) -> list[str]:
         """Its names, as docker shows them."""
         return self._images.names(image)
+
+    def image_digests(self, name: str) -> list[str]:
+        """What registries call an image: `NAME@sha256:…`."""
+        return self._images.digests(self._store.find(name))
 
     def image_size(self, image: Image) -> int:
         """The bytes of the files of all its layers."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sandbox.image.registry.progress import OnTransfer
     from sandbox.image.registry.pulling import Pulled
     from sandbox.image.registry.pushing import Pushed
+    from sandbox.image.registry.searching import Found
 
 Made = TypeVar("Made")
 PullPolicy = Literal["missing", "always", "never"]
@@ -137,6 +138,22 @@ class Transfers:
                     copied = copy(opened, destination, tell, source, everything=everything, platform=wanted)
         journal.note(str(self._store.root), "image", "copy", str(here), {"to": str(there)})
         return copied
+
+    def search(self, term: str, *, limit: int, terms: Terms | None) -> list[Found]:
+        """See Engine.search."""
+        from sandbox.image.registry.access import Access, Terms
+        from sandbox.image.registry.searching import search
+
+        with Access(os.environ, terms or Terms()) as access:
+            return search(access, term, limit)
+
+    def tags(self, name: str, *, terms: Terms | None) -> list[str]:
+        """Every tag of a repository."""
+        from sandbox.image.registry.access import Access, Terms
+        from sandbox.image.registry.searching import tags
+
+        with Access(os.environ, terms or Terms()) as access:
+            return tags(access, name)
 
     def login(self, registry: str, user: str, password: str, *, terms: Terms | None) -> str:
         """Try the credential; where it is kept."""

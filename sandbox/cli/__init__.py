@@ -42,6 +42,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "push": Verb("registry", "push", "Send an image to a registry"),
         "login": Verb("registry", "login", "Log in to a registry"),
         "logout": Verb("registry", "logout", "Log out from a registry"),
+        "search": Verb("searching", "search", "Look for images in a registry"),
         "images": Verb("images", "images", "List images"),
         "rmi": Verb("images", "rmi", "Remove images"),
         "tag": Verb("images", "tag", "Give an image another name"),
@@ -102,7 +103,9 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
             "push": VERBS["Images"]["push"],
             "rm": Verb("images", "rmi", "Remove images"),
             "save": VERBS["Images"]["save"],
+            "search": VERBS["Images"]["search"],
             "tag": VERBS["Images"]["tag"],
+            "tree": Verb("imagetree", "tree", "Show which layers images share"),
         },
     ),
     "manifest": (

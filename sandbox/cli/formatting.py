@@ -62,6 +62,10 @@ class Facts(msgspec.Struct, frozen=True):
     text: str
 
 
+class LayerForest(Facts, frozen=True):
+    """Layers, each with those that stand on it as `Children`, which a notebook also draws."""
+
+
 class Lines(msgspec.Struct, frozen=True):
     """Lines in a form that was asked for: a template's, JSON's, names."""
 

@@ -61,7 +61,7 @@ IMAGES: Listing[ShownImage] = Listing(
 @click.argument("repository", required=False, shell_complete=complete_images)
 @click.option("-a", "--all", is_flag=True, expose_value=False, help="As docker's; there are no intermediate images here.")
 @click.option("--digests", is_flag=True, help="Show the manifests' digests.")
-@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="dangling, reference, label, before or since.")
+@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="dangling, reference, label, before, since or until.")
 @format_option
 @no_trunc_option
 @quiet_option
@@ -87,7 +87,9 @@ def _names_digest(format: str | None) -> bool:
 
 
 def _manifest_digest(opened: Engine, row: ImageSummary) -> str:
-    return str(opened.image(row.id).manifest.digest)
+    """What the row's own registry calls it (of an index, when it came from one), else the digest it has here."""
+    known = dict(name.rpartition("@")[::2] for name in opened.image_digests(row.id))
+    return known.get(row.repository or "", str(opened.image(row.id).manifest.digest))
 
 
 def _moment(created: datetime | None) -> datetime:
@@ -101,6 +103,11 @@ def image_filters(opened: Engine, texts: Sequence[str]) -> Filters[ImageSummary]
         wanted = opened.image(name).id
         return next(_moment(row.created) for row in opened.images() if row.id == wanted)
 
+    def is_older(row: ImageSummary, text: str) -> bool:
+        from sandbox.cli.containers import parse_moment
+
+        return row.created is not None and row.created < parse_moment(text, datetime.now(UTC))
+
     def labels_of(row: ImageSummary) -> dict[str, str]:
         return opened.image(row.id).config.value.config.labels or {}
 
@@ -112,6 +119,7 @@ def image_filters(opened: Engine, texts: Sequence[str]) -> Filters[ImageSummary]
             "label": lambda row, text: has_label(labels_of(row), text),
             "before": lambda row, text: _moment(row.created) < created_of(text),
             "since": lambda row, text: _moment(row.created) > created_of(text),
+            "until": is_older,
         },
     )
 

@@ -77,12 +77,14 @@ class Asked:
 
 @dataclass
 class BadRegistry:
-    """`blobs` by digest and `manifests` by NAME/TAG-or-digest are what it has; `asked` what it was asked. `token`: the only one it lets in;
+    """`blobs` by digest and `manifests` by NAME/TAG-or-digest and `pages` by path are what it has; `asked`
+    what it was asked. `token`: the only one it lets in;
     `realm`: where it says that is. `ranges` False: a Range is not heeded."""
 
     url: str = ""
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    pages: dict[str, bytes] = field(default_factory=dict)
     uploads: dict[str, bytearray] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -257,6 +259,8 @@ def _handler(registry: BadRegistry) -> type[BaseHTTPRequestHandler]:
         def _get(self) -> Reply:
             if (refusal := self._refusal()) is not None:
                 return refusal
+            if (page := registry.pages.get(self.path.partition("?")[0])) is not None:
+                return Reply(200, page)
             if self.path == "/v2/":
                 return Reply(200)
             path = self.path.removeprefix("/v2/").partition("?")[0]
