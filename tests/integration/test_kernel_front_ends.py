@@ -168,3 +168,13 @@ def test_kernelspec_found_in_the_image_gives_language_argv_environment_and_pictu
     refused = subprocess.run([*command[:-2], "--prefix", str(prefix), "--kernel", "other"], capture_output=True, text=True, check=False)
     assert refused.returncode != 0
     assert "kernel other: not in image localhost/brings" in refused.stderr
+
+
+def test_nbval_compares_a_notebook(place: Place) -> None:
+    cell = nbformat.v4.new_code_cell(LOOK, outputs=[nbformat.v4.new_output("stream", name="stdout", text="1 ['lo']\n")], execution_count=1)
+    path = _notebook(place, "compared.ipynb", cell)
+    argv = ["pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(place.work), "--nbval"]
+    _run([*argv, str(path)])
+    path.write_text(path.read_text().replace("1 ['lo']", "2 ['lo']"))
+    with pytest.raises(AssertionError, match="outputs differ"):
+        _run([*argv, str(path)])

@@ -116,3 +116,19 @@ def test_volumes_below_tmp_are_seen(say: Say) -> None:
         Path(place).chmod(0o755)
         Path(place, "note").write_text("seen\n")
         assert say("run", "--rm", "-v", f"{place}:/v", "box", "cat", "/v/note").stdout == "seen\n"
+
+
+EXECUTE = """
+import nbclient, nbformat
+notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in ("x=5; id -u", "echo $x; exit 3")])
+nbclient.NotebookClient(notebook, kernel_name="mine", timeout=30, allow_errors=True).execute()
+for cell in notebook.cells:
+    print([each.get("text") or each.evalue for each in cell.outputs])
+"""
+
+
+def test_kernel_of_an_image_without_ipykernel(say: Say, ordinary_user: OrdinaryUser, packages: Path) -> None:
+    assert "the Sandbox kernel, with the image's sh" in say("kernel", "install", "box", "--name", "mine").stdout
+    env = {"PYTHONPATH": str(packages), "SANDBOX_ROOT": str(ordinary_user.home / "state")}
+    done = ordinary_user.run([SYSTEM_PYTHON, "-c", EXECUTE], env=env)
+    assert done.stdout == "['0\\n']\n['5\\n', 'exit code 3']\n", done.stderr
