@@ -22,6 +22,7 @@ from ipykernel.kernelapp import IPKernelApp
 from traitlets import Unicode
 
 from kernelspec.dialects import Content, completion, inspection
+from kernelspec.escapes import plain_python
 from kernelspec.inside import Config, Inside, KernelFront
 from kernelspec.keeper import Keeper
 from kernelspec.notebooks import NotebookImage
@@ -116,7 +117,7 @@ class SandboxKernel(IPythonKernel):
         try:
             self.keeper.choose()
             with self._front(silent, number, shown) as front, _first_interrupt_only():
-                return self._error_of(self.inside.run(code, front))
+                return self._error_of(self.inside.run(self._plain(code), front))
         except SandboxError as err:
             return _error(type(err).__name__, str(err), hint=err.hint)
         except KeyboardInterrupt:
@@ -189,7 +190,11 @@ class SandboxKernel(IPythonKernel):
         """is_complete_request."""
         if is_ours(code):
             return dict(super().do_is_complete(code))
-        return self.inside.dialect.is_complete(self._ask("parse", code=code))
+        return self.inside.dialect.is_complete(self._ask("parse", code=self._plain(code)))
+
+    def _plain(self, code: str) -> str:
+        """As the language understands it."""
+        return plain_python(code) if self.inside.dialect.language == "python" else code
 
     async def do_history(self, *args: Any, **kwargs: Any) -> Content:
         """history_request. IPython calls the running session 0 when it is asked for a range of it."""

@@ -255,6 +255,11 @@ def test_our_magics_work_and_are_completed(python: tuple[KernelManager, Kernel])
     assert "--memory" in python[1].offers("%%container --mem")
 
 
+def test_shell_escapes_of_a_python_cell_run_inside(root: Path, python: tuple[KernelManager, Kernel]) -> None:
+    assert python[1].text("!echo $PPID; pwd\n%matplotlib inline\nhere = !echo x\nprint(here)") == f"2\n{root.parent}\n['x']\n"
+    assert python[1].error("%timeit 1")["ename"] == "SyntaxError"
+
+
 def test_notebook_may_tighten_and_not_give(root: Path) -> None:
     notebook = root.parent / "asks.ipynb"
     for asked, fails in (({"memory": "100m"}, False), ({"volumes": ["/etc:/etc:ro"]}, True)):
