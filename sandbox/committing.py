@@ -16,6 +16,7 @@ from sandbox.image.apply import apply_tar
 from sandbox.image.layers import write_tar
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
+from sandbox.launch import split_env
 from sandbox.oci import Digest, History, ImageConfig, RootFS, RunConfig
 from sandbox.records import Record, State
 from sandbox.runtime.host_ca import is_ours
@@ -66,9 +67,11 @@ def _committed(base: ImageConfig, record: Record, diff_id: str | None, words: Wo
 def _config(root: Path, store: Store, base: RunConfig, record: Record, changes: Sequence[str]) -> RunConfig:
     """The image's, with what the container was started with, after the Dockerfile instructions of `changes`."""
     process = record.spec.process
+    before = dict(split_env(base.env or ()))
+    env = {name: before.get(name) if is_ours(value) else value for name, value in process.env}  # --host-ca is no matter of an image
     config = msgspec.structs.replace(
         base,
-        env=[f"{name}={value}" for name, value in process.env if not is_ours(value)],
+        env=[f"{name}={value}" for name, value in env.items() if value is not None],
         user=process.user,
         working_dir=process.cwd if process.cwd != "/" else base.working_dir,
     )

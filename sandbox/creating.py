@@ -123,7 +123,7 @@ class Creator:
         place = host_ca.deliver(self._root, host_ca.trusted(partial(tree.read, limit=_BUNDLE)), host_ca.added())
         kept = [path for path in host_ca.PLACES if (entry := tree.lookup(path)) and entry.is_file]
         mounts = (host_ca.mount(place), *(Mount("bind", path, str(place / "bundle.pem"), read_only=True) for path in kept))
-        env = {**host_ca.VARIABLES, **dict(spec.process.env)}
+        env = host_ca.with_variables(dict(spec.process.env))
         return replace(spec, process=replace(spec.process, env=tuple(env.items()))), mounts
 
     def _make_upper(self, directory: Path, image: Image) -> None:

@@ -104,15 +104,15 @@ def _run(draft: Draft, *, state: BuildState, i: ins.Run, script: _Script, networ
     with site.runtime.reserve() as place, mounted(state, i, site, draft.upper.parent) as extra:
         below = site.store.tree(state.top)
         env = _environment(state, site, home_of(below, state.run.user))
-        mounts, trusting = [*_script_mount(draft, script), *extra.mounts], {}
+        mounts = [*_script_mount(draft, script), *extra.mounts]
         if site.limits.host_ca and network != "none" and (authorities := host_ca.added()):
             place_of_them = host_ca.deliver(site.store.root, host_ca.trusted(partial(below.read, limit=_BUNDLE)), authorities)
             mounts.append(host_ca.mount(place_of_them))
-            trusting = dict(host_ca.VARIABLES)
+            env = host_ca.with_variables(env)
         spec = ContainerSpec(
             id=site.new_id(),
             rootfs=Rootfs(site.store.lowers(state.top), str(draft.upper), str(draft.work)),
-            process=Process(script.argv, tuple({**trusting, **env, **extra.env}.items()), state.workdir, state.run.user),
+            process=Process(script.argv, tuple({**env, **extra.env}.items()), state.workdir, state.run.user),
             hostname=HOSTNAME,
             network=network,
             mounts=tuple(mounts),

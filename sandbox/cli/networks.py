@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -65,6 +66,10 @@ def ls(format: str | None, quiet: bool) -> None:
 def create(name: str, driver: str, subnet: str | None, gateway: str | None, internal: bool, labels: Sequence[tuple[str, str]]) -> None:
     """Make a network. Containers in it find each other by name, and reach no other network of ours."""
     del driver  # there is one kind
+    if os.geteuid() != 0:
+        from sandbox.runtime.network.userspace import cannot_share  # root needs it not
+
+        raise cannot_share(name)
     with engine() as opened:
         opened.networks.create(name, subnet=subnet, gateway=gateway, internal=internal, labels=dict(labels))
     show(Lines((name,)))

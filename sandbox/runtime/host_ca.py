@@ -34,7 +34,7 @@ _NAMES = (
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "AWS_CA_BUNDLE",
 )  # fmt: skip
 VARIABLES: Mapping[str, str] = {**dict.fromkeys(_NAMES, f"{TARGET}/bundle.pem"), "APT_CONFIG": f"{TARGET}/apt.conf"}
-"""What a program's environment gets; the image's and the user's own win."""
+"""What a program's environment gets: see `with_variables`."""
 _APT = f'Acquire::https::CAInfo "{TARGET}/bundle.pem";\n'
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 
@@ -78,6 +78,11 @@ def deliver(root: Path, own: bytes, more: Iterable[bytes]) -> Path:
 def mount(place: Path) -> Mount:
     """What `deliver` made, as a container sees it."""
     return Mount("bind", TARGET, str(place), read_only=True)
+
+
+def with_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """A program's environment with ours. What it says itself wins, unless that is a distribution's file: ours has all of that."""
+    return {**VARIABLES, **{name: value for name, value in env.items() if not (name in VARIABLES and value in PLACES)}}
 
 
 def is_ours(value: str) -> bool:

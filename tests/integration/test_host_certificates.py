@@ -106,6 +106,8 @@ def test_a_container_trusts_it_on_request_and_a_commit_keeps_nothing(sandbox: Co
     assert own.status == 1  # the user's own variable wins
     sandbox.ok("commit", "trusting", "kept")
     assert "host-ca" not in sandbox.ok("inspect", "kept").out
+    before, after = (sorted(sandbox.json("inspect", name)[0]["Config"]["Env"]) for name in ("python", "kept"))
+    assert before == after
     sandbox.ok("rm", "trusting")
 
 

@@ -167,6 +167,11 @@ def test_what_cannot_be_had_says_what_to_do(say: Say, flags: tuple[str, ...], on
     assert say("ps", "-aq").stdout == ""
 
 
+def test_a_network_that_could_not_be_shared_is_not_made(say: Say) -> None:
+    made = say("network", "create", "lab")
+    assert (made.returncode, "cannot share a network" in made.stderr) == (1, True), made.stderr
+
+
 def test_without_a_helper_there_is_no_network(say: Say) -> None:
     done = say("run", "--rm", "python", "python", "-c", CALL, "192.0.2.1", "80", only="none")
     assert done.stdout == "OSError\n"

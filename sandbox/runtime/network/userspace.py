@@ -55,14 +55,19 @@ def attached(root: Path, spec: ContainerSpec, servers: Sequence[str]) -> Iterato
     }  # fmt: skip
 
 
+def cannot_share(name: str) -> Unsupported:
+    """The error for a network of several containers."""
+    return Unsupported(
+        f"network {name}: an ordinary user's containers cannot share a network",
+        feature="network",
+        hint="--network bridge gives each its own; publish a port (-p ADDRESS:PORT:PORT, ADDRESS one of this machine's, not loopback) "
+        "and call that from the others. Containers that root starts share networks",
+    )
+
+
 def _check(spec: ContainerSpec) -> None:
     if spec.network != DEFAULT:
-        raise Unsupported(
-            f"network {spec.network}: an ordinary user's containers cannot share a network",
-            feature="network",
-            hint="--network bridge gives each its own; publish a port (-p ADDRESS:PORT:PORT, ADDRESS one of this machine's, not loopback) "
-            "and call that from the others. Containers that root starts share networks",
-        )
+        raise cannot_share(spec.network)
     for flag, given in (("--ip", spec.address), ("--mac-address", spec.mac)):
         if given:
             raise Unsupported(f"{flag}: an ordinary user's containers cannot choose their address", feature=flag, hint="leave it out")
