@@ -12,18 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.runtime.init import resolver
+from sandbox.runtime.init import dnsmessage, resolver
 
 
 class Asked:
     """A resolver between two sockets of ours: `ask` sends, `serve` lets it answer."""
 
     def __init__(self, place: Path, servers: list[str]) -> None:
-        self.client, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.client.setblocking(False)
-        inside.setblocking(False)
-        self.resolver = resolver.Resolver(inside, {"lease": str(place / "10.0.0.9"), "containers": str(place), "servers": servers})
-        self._inside = inside
+        inside, connections = socket.socket(type=socket.SOCK_DGRAM), socket.create_server(("127.0.0.1", 0))
+        inside.bind(("127.0.0.1", 0))
+        self.client = socket.socket(type=socket.SOCK_DGRAM)
+        self.client.connect(inside.getsockname())
+        for end in (inside, connections, self.client):
+            end.setblocking(False)
+        network = {"containers": str(place), "container": "own", "servers": servers}
+        self.resolver = resolver.Resolver((inside, connections), network, lambda: [str(place)], None)
+        self._inside, self.ends = inside, {inside.fileno(), connections.fileno()}
 
     def ask(self, packet: bytes) -> bytes | None:
         self.client.send(packet)
@@ -48,8 +52,6 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
     (tmp_path / "network.json").write_text("{}")
     monkeypatch.setattr(resolver.files, "is_locked", lambda directory: not directory.endswith("/dead"))
     made = Asked(tmp_path, [])
-    # what socketpair's other end gives as sender is no address
-    monkeypatch.setattr(made.resolver, "_reply", lambda data, sender: made._inside.send(data))
     yield made
     made.resolver.close()
     made.client.close()
@@ -112,16 +114,16 @@ def test_more_questions_than_can_wait_forget_the_oldest(asked: Asked, monkeypatc
         asked.resolver._servers = ["127.0.0.1"]
         for _ in range(3):
             assert asked.ask(question("far.example")) is None
-        fds = [fd for fd in asked.resolver.fds() if fd != asked._inside.fileno()]
+        fds = [fd for fd, _ in asked.resolver.interests() if fd not in asked.ends]
         assert len(fds) == 3
         asked.ask(question("far.example"))
         for fd in fds:  # they were ready in the same round
             asked.resolver.serve(fd)
-        assert len(list(asked.resolver.fds())) <= 2
+        assert len(list(asked.resolver.interests())) <= 3
     assert parts(asked.ask(question("web"))) == (77, 0, 2)
 
 
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_question_or_not(data: bytes) -> None:
-    found = resolver._question(data)
-    assert found is None or (isinstance(found[0], str) and 17 <= found[2] <= len(data))
+    found = dnsmessage.read_question(data)
+    assert found is None or (isinstance(found.name, str) and 17 <= found.end <= len(data))
