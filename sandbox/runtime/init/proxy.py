@@ -240,6 +240,7 @@ class _Flow:
         self.held = 0
         self._source, self._sink = source, sink
         self._data = b""
+        self._was_all = False
         self._pipe: tuple[int, int] | None = None
 
     def move(self) -> None:
@@ -248,6 +249,8 @@ class _Flow:
             for _ in range(_TURNS):
                 if self.held:
                     self._write()
+                    if self._was_all and not self.held:
+                        return
                 elif not self.is_open or not self._read():
                     return
         except BlockingIOError:
@@ -258,7 +261,8 @@ class _Flow:
         if self._pipe is None:
             self._data = self._source.recv(_CHUNK)
             self.held = len(self._data)
-            if self.held == _CHUNK:
+            self._was_all = self.held < _CHUNK  # asking for more would most often be in vain
+            if not self._was_all:
                 self._pipe = _open_pipe()
         else:
             self.held = os.splice(self._source.fileno(), self._pipe[1], _SPLICED, flags=os.SPLICE_F_NONBLOCK)
