@@ -15,7 +15,7 @@ from sandbox.build.times import now
 from sandbox.containers import Container, ProcessRow, Stats
 from sandbox.creating import Creator
 from sandbox.errors import InvalidOption, SandboxError
-from sandbox.image import drafts
+from sandbox.image import drafts, owners
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
 from sandbox.images import HistoryRow, Images, ImageSummary
@@ -80,7 +80,13 @@ def _remove_foreign(path: str) -> bool:
     return owned.spawn("remove", path)
 
 
-drafts.remove_foreign = _remove_foreign
+def _inside(uid: int, gid: int) -> tuple[int, int]:
+    from sandbox.runtime.init import subids
+
+    return subids.inside(uid, gid)
+
+
+drafts.remove_foreign, owners.inside = _remove_foreign, _inside
 
 
 def default_root() -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 NOTE = "user.sandbox.owner"
 """`uid:gid` of a file that is not root's; never of an image: a layer's own attribute of this name is dropped."""
@@ -57,4 +58,15 @@ def owner_of(place: bytes, status: os.stat_result) -> tuple[int, int]:
     if NOTE in os.listxattr(place, follow_symlinks=False):
         noted = os.getxattr(place, NOTE, follow_symlinks=False).decode("ascii").split(":")
         return int(noted[0]), int(noted[1])
-    return 0 if status.st_uid == uid else status.st_uid, 0 if status.st_gid == os.getegid() else status.st_gid
+    if (status.st_uid, status.st_gid) == (uid, os.getegid()):
+        return 0, 0
+    return inside(status.st_uid, status.st_gid)
+
+
+def _root_is_us(uid: int, gid: int) -> tuple[int, int]:
+    return 0 if uid == os.geteuid() else uid, 0 if gid == os.getegid() else gid
+
+
+inside: Callable[[int, int], tuple[int, int]] = _root_is_us
+"""The image's ids of a file that bears no note: a container that runs gives files to subordinate ids, of which this package knows
+nothing: the engine puts the runtime's way here."""

@@ -76,6 +76,21 @@ def test_an_exec_may_be_another_user_and_chown(say: Say) -> None:
         say("rm", "-f", "sleeper", check=True)
 
 
+def test_one_that_runs_can_be_committed_and_copied_into(say: Say, ordinary_user: OrdinaryUser) -> None:
+    given = ordinary_user.home / "given"
+    given.write_text("given\n")
+    say("run", "-d", "--name", "runs", "box", "sh", "-c", "mkdir /d; chown 5:6 /d; touch /s; chown 7 /s; mkfifo /f; cat /f", check=True)
+    try:
+        say("exec", "runs", "sh", "-c", "until test -p /f; do :; done", check=True)
+        say("cp", str(given), "runs:/d/given", check=True)
+        say("commit", "runs", "committed", check=True)
+        done = say("run", "--rm", "committed", "sh", "-c", "stat -c '%u %g' /d /s; cat /d/given", check=True)
+        assert done.stdout == "5 6\n7 0\ngiven\n"
+    finally:
+        say("rm", "-f", "runs", check=True)
+    say("rmi", "-f", "committed", check=True)
+
+
 def test_a_layer_leaves_with_the_owners_that_a_step_gave(say: Say, ordinary_user: OrdinaryUser) -> None:
     context = ordinary_user.home / "ids-context"
     context.mkdir()

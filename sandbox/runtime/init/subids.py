@@ -53,6 +53,16 @@ def _names(uid: int) -> list[str]:
         return []
 
 
+def inside(uid: int, gid: int) -> tuple[int, int]:
+    """What these ids of the host are in this ordinary user's containers; themselves, when they are nobody's there."""
+    idmap = find(os.geteuid(), os.getegid()) or {"uid": [[0, os.geteuid(), 1]], "gid": [[0, os.getegid(), 1]]}
+    return _inner(uid, idmap["uid"]), _inner(gid, idmap["gid"])
+
+
+def _inner(number: int, rows: list[list[int]]) -> int:
+    return next((inner + number - outer for inner, outer, count in rows if outer <= number < outer + count), number)
+
+
 def write_maps(pid: int, idmap: Mapping[str, Any]) -> None:
     """Map the ids of the user namespace of `pid` through the helpers; PermissionError says what they did not take."""
     for kind, helper in zip(("uid", "gid"), idmap["helpers"], strict=True):

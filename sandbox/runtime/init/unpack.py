@@ -15,6 +15,11 @@ from sandbox.runtime.init import program
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
+
+
+_TRUSTED: dict[str, Any] = {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}
+"""Owners, modes and links as they are. Before 3.11.4 (Debian 12 has 3.11.2) tarfile knew nothing else."""
 
 
 class Unpacker:
@@ -40,9 +45,11 @@ class Unpacker:
                 raise NotADirectoryError(f"{self._directory}: no such directory in the container")
             # Owners by number: names would be looked up by nss, which loads the container's libraries.
             with open(stdio[0], "rb", closefd=False) as source, tarfile.open(fileobj=source, mode="r|") as tar:
-                tar.extractall(self._directory, numeric_owner=True, filter="fully_trusted")
+                tar.extractall(self._directory, numeric_owner=True, **_TRUSTED)
             code = 0
         except (OSError, tarfile.TarError) as err:
             os.write(stdio[2], f"{err}\n".encode(sys.getfilesystemencoding(), "replace"))
+        except Exception as err:  # noqa: BLE001  # a mistake of ours: nobody else could report it from here
+            os.write(stdio[2], f"unpack: {err!r}\n".encode(sys.getfilesystemencoding(), "replace"))
         finally:
             os._exit(code)
