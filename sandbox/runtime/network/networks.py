@@ -195,7 +195,8 @@ class Networks:
                 if confined.rate or confined.allowed:
                     confinement.install(confined)
             except OSError as err:
-                raise NetworkError(f"network {network.name}: {err.strerror}", hint="`sandbox doctor` says what is missing; --network none does without") from err
+                hint = "`sandbox doctor` says what is missing; --network none does without"
+                raise NetworkError(f"network {network.name}: {err.strerror}", hint=hint) from err
         is_listed = bool(lease.allowed)
         return {
             "name": network.name, "bridge": network.bridge, "index": index, "link": confined.link, "end": end, "mac": lease.mac,
