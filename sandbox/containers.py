@@ -24,7 +24,7 @@ from sandbox.logs import LogLine
 from sandbox.records import ALIVE, Record, State, Status
 from sandbox.runtime.cgroups import Cgroup, Plan, reading
 from sandbox.runtime.container import OnOutput, Running, Streams, completed
-from sandbox.runtime.init import cgroup, control, link
+from sandbox.runtime.init import cgroup, control, link, procs
 from sandbox.runtime.plan import Handling
 from sandbox.runtime.spec import Completed, Health, Limits, Mount, Pack, Port, Process, Usage
 
@@ -384,7 +384,7 @@ class Container:
         pid = self.pid
         if pid is None:
             raise WrongState(f"container {self.name}: is not running", wanted="running", actual=self.status)
-        return trees.processes_like(pid, ProcessRow)
+        return trees.processes_like(procs.entered_through(pid), ProcessRow)  # init's namespaces are not an ordinary user's to see
 
     # files
 

@@ -19,7 +19,7 @@ from tests.support.command_line import CommandLine, command_line, read_until
 from tests.support.host import requires
 from tests.support.terminal import Terminal
 
-pytestmark = requires("root", "userns", "overlay")
+pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
 
 LEAVE = b"\x10\x11"  # ctrl-p, ctrl-q
 ECHO = "echo ready; while read line; do test $line = end && exit 5; echo out:$line; echo err:$line >&2; done; echo closed"
@@ -243,6 +243,7 @@ def test_output_that_is_its_starters_alone_is_said(sandbox: CommandLine) -> None
         assert "-d" in done.err
 
 
+@requires("root")
 def test_one_waiting_for_its_restart_takes_nobody(engine: Engine, busybox_image: str) -> None:
     container = engine.start("busybox", ["sh", "-c", "echo $$; exec sleep 300"], options=RunOptions(restart=("always", 0)))
     container.kill(signal.SIGINT)  # sleep ignores nothing: it ends, and runs again
@@ -252,6 +253,7 @@ def test_one_waiting_for_its_restart_takes_nobody(engine: Engine, busybox_image:
             container.kill(signal.SIGINT)
 
 
+@requires("root")
 def test_the_api_captures_what_is_printed(engine: Engine, busybox_image: str) -> None:
     options = RunOptions(interactive=True)
     container = engine.start("busybox", ["sh", "-c", ECHO], options=options)
@@ -261,6 +263,7 @@ def test_the_api_captures_what_is_printed(engine: Engine, busybox_image: str) ->
     assert container.wait().exit_code == 5
 
 
+@requires("root")
 def test_leaving_through_the_api_lets_it_go_on(engine: Engine, busybox_image: str) -> None:
     container = engine.start("busybox", ["sh", "-c", ECHO], options=RunOptions(interactive=True))
     with container.attach() as running:
