@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from bench.harness import command, interleave, make_rootfs, show
 from sandbox.engine import Engine
 from sandbox.options import RunOptions
+from sandbox.runtime.init import syscalls as s
 
 _LIMITS = {"memory": {"limit": 64 << 20}, "pids": {"limit": 64}}
 
@@ -71,8 +73,22 @@ class Peers:
 
     def _podman(self) -> Callable[[], object]:
         where = ["--root", str(self._scratch / "podman"), "--runroot", str(self._scratch / "podman-run"), "--storage-driver", "overlay"]
-        how = ["--rm", "--network", "none", "-m", "64m", "--pids-limit", "64", "--ulimit", "host"]
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        limits = ["--ulimit", f"nofile={hard}:{hard}", "--ulimit", "nproc=32768:32768"]  # what it asks for by itself may be refused
+        how = ["--rm", "--network", "none", "-m", "64m", "--pids-limit", "64", *limits]
         return command("podman", *where, "--cgroup-manager", "cgroupfs", "run", *how, "--rootfs", str(self._rootfs), "true")
+
+
+def hide_cgroup2() -> None:
+    """In a mount namespace of our own: crun refuses hosts that have controllers in both versions, and sees v1 alone then."""
+    rows = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    places = {kind: [row[4] for row in rows if row[row.index("-") + 1] == kind] for kind in ("cgroup", "cgroup2")}
+    if os.geteuid() != 0 or not places["cgroup"]:
+        return
+    s.unshare(s.CLONE_NEWNS)
+    s.mount("", "/", "", s.MS_REC | s.MS_PRIVATE)
+    for place in places["cgroup2"]:
+        s.umount2(place, s.MNT_DETACH)
 
 
 def bench_starts(engine: Engine, peers: Peers, runs: int) -> None:
@@ -107,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
     parser.add_argument("-n", type=int, default=30, help="counted runs of each case")
     given = parser.parse_args()
+    hide_cgroup2()
     with tempfile.TemporaryDirectory(prefix="sandbox-bench-", dir="/var/tmp") as place, Engine(Path(place) / "root") as engine:
         scratch = Path(place)
         rootfs = make_rootfs(scratch / "rootfs")
