@@ -307,7 +307,9 @@ def rename(name: str, new_name: str) -> None:
         opened.container(name).rename(new_name)
 
 
-_UPDATE = [row for row in RUN if row.field in ("memory", "memory_swap", "cpus", "cpuset_cpus", "pids_limit", "restart")]
+_CHANGED = ("memory", "memory_swap", "memory_reservation", "cpus", "cpu_shares", "cpuset_cpus", "cpuset_mems", "blkio_weight")
+"""Limits that bear the name of their option."""
+_UPDATE = [row for row in RUN if row.field in (*_CHANGED, "pids_limit", "restart")]
 
 
 @verb("update", _UPDATE)
@@ -317,8 +319,7 @@ def update(names: Sequence[str], **values: object) -> int:
     from sandbox.engine import Limits
 
     options = given(RunOptions(), values)
-    pids = options.pids_limit
-    limits = Limits(memory=options.memory, memory_swap=options.memory_swap, cpus=options.cpus, cpuset_cpus=options.cpuset_cpus, pids=pids)
+    limits = Limits(pids=options.pids_limit, **{name: getattr(options, name) for name in _CHANGED})
     restart = options.restart if values.get("restart") else None
     with engine() as opened:
 

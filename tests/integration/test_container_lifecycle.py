@@ -134,6 +134,18 @@ def test_update_changes_the_limits_of_a_running_container_for_real(engine: Engin
     assert (facts["Memory"], facts["PidsLimit"], facts["RestartPolicy"]["Name"]) == (32 << 20, 5, "on-failure")
 
 
+@requires("memory", "cpus")
+def test_update_changes_weights_and_reservations(engine: Engine, busybox_image: str) -> None:
+    container = engine.start("busybox", ["sleep", "1000"], options=RunOptions(memory=256 << 20, cpu_shares=1024))
+    CommandLine(engine.root).ok("update", "--cpu-shares", "512", "--memory-reservation", "32m", container.name)
+    places = {name: Path(path) for name, _, path in container._cgroup.plan.places}
+    files = {"cpu": ("cpu.shares", "cpu.weight"), "memory": ("memory.soft_limit_in_bytes", "memory.low")}
+    found = {name: [places[name] / file for file in both if (places[name] / file).exists()] for name, both in files.items()}
+    texts = {name: [file.read_text().strip() for file in there] for name, there in found.items()}
+    assert texts["memory"] == [str(32 << 20)]
+    assert texts["cpu"] in (["512"], ["20"])  # v1, v2
+
+
 def test_the_verbs_are_dockers(engine: Engine, busybox_image: str) -> None:
     sandbox = CommandLine(engine.root)
     sandbox.ok("run", "-d", "--name", "web", "--restart", "on-failure:3", "busybox", "sleep", "1000")
