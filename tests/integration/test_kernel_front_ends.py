@@ -78,8 +78,9 @@ def session(lab: Lab, place: Place, notebook: str) -> Iterator[Kernel]:
     client.load_connection_file()
     client.start_channels(hb=False)  # which would take a kernel that is still starting for dead
     try:
-        client.wait_for_ready(timeout=60)
-        yield Kernel(client, place.root, lambda: _post(lab, f"api/kernels/{made['kernel']['id']}/interrupt", {}))
+        kernel = Kernel(client, place.root, lambda: _post(lab, f"api/kernels/{made['kernel']['id']}/interrupt", {}))
+        kernel.wait_connected()
+        yield kernel
     finally:
         client.stop_channels()
 
@@ -90,7 +91,7 @@ def test_memory_hog_harms_neither_server_nor_neighbour_and_is_restarted_with_the
             started = _post(lab, "api/status", None)["started"]
             neighbour.run("x = 'unharmed'")
             hog.client.execute("x = 1\ny = bytearray(1 << 30)")
-            hog.client.wait_for_ready(timeout=60)  # by the server's own restarter
+            hog.wait_connected()  # to the next one, by the server's own restarter
             assert hog.text("print('x' in globals())", "stderr") == f"The kernel before this one ended: {REASON}\n"
             assert neighbour.text("print(x)") == "unharmed\n"
             assert _post(lab, "api/status", None)["started"] == started

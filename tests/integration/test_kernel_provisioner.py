@@ -149,7 +149,7 @@ def test_restart_keeps_the_container_and_forgets_the_variables(place: Place) -> 
         kernel.run("x = 1; open('/kept', 'w').write('file')")
         before = {each.id for each in engine.containers()}
         manager.restart_kernel()
-        kernel.client.wait_for_ready(timeout=60)
+        kernel.wait_connected()
         assert {each.id for each in engine.containers()} == before
         assert kernel.text("print('x' in globals(), open('/kept').read())") == "False file\n"
         assert kernel.text("print(1)", "stderr") == ""  # asked for, so no reason
@@ -163,7 +163,7 @@ def test_reset_drops_the_container_and_a_restart_makes_a_new_one(place: Place, s
         subprocess.run(argv, check=True, env={**os.environ, "SANDBOX_ROOT": str(place.root)}, capture_output=True)
         run_sync(manager.provisioner.wait)()
         manager.restart_kernel(now=True)
-        kernel.client.wait_for_ready(timeout=60)
+        kernel.wait_connected()
         assert kernel.text("import os; print(os.path.exists('/kept'))") == "False\n"
 
 
@@ -173,7 +173,7 @@ def test_out_of_memory_is_told_at_the_next_kernels_first_cell_once(place: Place)
         assert run_sync(manager.provisioner.wait)() == 137
         assert not manager.is_alive()
         manager.restart_kernel(now=True)
-        kernel.client.wait_for_ready(timeout=60)
+        kernel.wait_connected()
         reason = "The kernel before this one ended: out of memory: killed at the 160 MiB limit\n"
         assert kernel.text("print(1)", "stderr") == reason
         assert kernel.text("print(1)", "stderr") == ""

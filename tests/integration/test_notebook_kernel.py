@@ -86,7 +86,7 @@ def test_build_cell_is_the_environment_and_a_rebuild_offers_a_restart(root: Path
         assert value(kernel) == "'two'"
         kernel.run(BUILD.format(who="three"))
         manager.restart_kernel()
-        kernel.client.wait_for_ready(timeout=60)
+        kernel.wait_connected()
         assert value(kernel) == "'three'"
         info = language_info(kernel)
         assert (info["name"], info["sandbox"]["digest"]) == ("python", str(engine.image("localhost/env").id))

@@ -238,7 +238,7 @@ def test_restart_forgets_and_a_kill_leaves_nothing(root: Path) -> None:
         before = _containers(engine, manager)
         assert len(before) == 1
         manager.restart_kernel(now=False)
-        kernel.client.wait_for_ready(timeout=60)
+        kernel.wait_connected()
         assert kernel.text("print('x' in globals())") == "False\n"
         after = _containers(engine, manager)
         assert len(after) == 1

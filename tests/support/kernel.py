@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import queue
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,16 @@ class Kernel:
         self.client = client
         self.root = root
         self.interrupt = interrupt
+
+    def wait_connected(self) -> None:
+        """Until it answers on shell and is heard on iopub, whose socket connects to a restarted kernel a moment later."""
+        self.client.wait_for_ready(timeout=60)
+        for _ in range(60):
+            self.client.kernel_info()
+            with contextlib.suppress(queue.Empty):
+                self.client.get_iopub_msg(timeout=1)
+                return
+        raise AssertionError("nothing on iopub")
 
     def run(
         self, code: str, *, on_stream: Callable[[], object] | None = None, on_input: Callable[[dict[str, Any]], object] | None = None
