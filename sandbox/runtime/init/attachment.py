@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -124,12 +125,21 @@ def plug_in(place: Mapping[str, Any], pid: int, *, again: bool = False) -> None:
 
 def forget(place: Mapping[str, Any]) -> None:
     """Give the address back: what held it to its allow-list and rate, and what could send from it, is forgotten. The link goes with its
-    network namespace. That the network was taken away, or its rules flushed, is fine."""
+    network namespace. That the network was taken away, or its rules flushed, is fine. Whoever starts a container may be at forgetting it
+    for us, and give the address to the next: networks.py's lock orders that."""
     try:
+        lock = os.open(f"{os.path.dirname(place['lease'])}/../lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         _unless_gone(_drop_tables, place)
         _unless_gone(_drop_owner, place)
+        lease = files.read_json(place["lease"]) or {}
+        if lease.get("container") == place["owner"]:
+            files.remove_file(place["lease"])
     finally:
-        files.remove_file(place["lease"])
+        os.close(lock)
 
 
 def _unless_gone(drop: Callable[[Mapping[str, Any]], None], place: Mapping[str, Any]) -> None:

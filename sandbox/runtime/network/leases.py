@@ -37,14 +37,15 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class Leases:
-    """The leases in the directory of one network, which has these addresses; its own is the `gateway`. `is_supervised` says whether a
-    container lives."""
+    """The leases of one network, below the engine's `root`; it has these addresses, its own is the `gateway`. `is_supervised` says
+    whether a container lives."""
 
     def __init__(
-        self, name: str, directory: Path, addresses: ipaddress.IPv4Network, gateway: str, is_supervised: Callable[[str], bool]
+        self, root: Path, name: str, addresses: ipaddress.IPv4Network, gateway: str, is_supervised: Callable[[str], bool]
     ) -> None:
+        self._containers = root / "containers"
         self._name = name
-        self._directory = directory
+        self._directory = root / "networks" / name
         self._addresses = addresses
         self._gateway = gateway
         self._is_supervised = is_supervised
@@ -83,6 +84,7 @@ class Leases:
         if any(mac == other.mac for other in held.values()):
             raise NetworkError(f"network {self._name}: MAC address {mac} is taken")
         lease = msgspec.structs.replace(lease, mac=mac)
+        (self._containers / lease.container).mkdir(parents=True, exist_ok=True)
         fresh = self._directory / f".{secrets.token_hex(8)}"
         fresh.write_bytes(msgspec.json.encode(lease))
         fresh.rename(self.file(address))  # whoever reads it reads all of it
@@ -102,9 +104,17 @@ class Leases:
         return str(address)
 
     def _is_held(self, lease: Lease) -> bool:
-        """A container that is being started has no supervisor yet, but somebody who starts it."""
-        is_starting = time.time() - lease.since < _STARTING and Path(f"/proc/{lease.process}").exists()
-        return is_starting or self._is_supervised(lease.container)
+        return self._is_starting(lease) or self._is_supervised(lease.container)
+
+    def _is_starting(self, lease: Lease) -> bool:
+        """It has no supervisor yet, but somebody who starts it: a supervisor writes its state down as soon as it can."""
+        if time.time() - lease.since > _STARTING or not Path(f"/proc/{lease.process}").exists():
+            return False
+        directory = self._containers / lease.container
+        try:
+            return (directory / "state.json").stat().st_mtime < lease.since
+        except FileNotFoundError:
+            return directory.is_dir()  # it is there from before the lease on, and goes when the container is over
 
 
 def new_lease(container: str, names: tuple[str, ...], *, end: str, allowed: tuple[Allowed, ...], rate: int | None) -> Lease:

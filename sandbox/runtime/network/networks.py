@@ -200,6 +200,7 @@ class Networks:
         is_listed = bool(lease.allowed)
         return {
             "name": network.name, "bridge": network.bridge, "index": index, "link": confined.link, "end": end, "mac": lease.mac,
+            "owner": lease.container,
             "address": address, "prefix": network.addresses.prefixlen, "subnet": network.subnet,
             "gateway": network.gateway if has_default and not network.internal else "", "router": network.gateway if is_listed else "",
             "rate": lease.rate or 0, "table": confined.table, "lease": str(self._leases(network).file(address)),
@@ -260,7 +261,7 @@ class Networks:
     # addresses
 
     def _leases(self, network: Network) -> Leases:
-        return Leases(network.name, self._place(network.name), network.addresses, network.gateway, self._is_supervised)
+        return Leases(self._root, network.name, network.addresses, network.gateway, self._is_supervised)
 
     def _free_subnet(self, name: str) -> ipaddress.IPv4Network:
         """One that neither the host's routes nor our networks have; engines begin at different ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import struct
 from collections.abc import Sequence
@@ -186,5 +187,8 @@ def remove_tables(name: str) -> None:
     """Take away the tables of this name; none there is fine."""
     with n.Netlink(n.NETFILTER) as net:
         for family in (n.INET, n.BRIDGE):
-            if name in tables(net, family):
+            try:
                 net.transact([(n.DEL_TABLE, n.nft_body(family, n.text(1, name)), 0)])
+            except OSError as err:
+                if err.errno != errno.ENOENT:
+                    raise
