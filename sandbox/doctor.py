@@ -156,7 +156,7 @@ except OSError as err:
 def examine(root: Path) -> Report:
     """Try everything a container of an engine at `root` needs. Nothing is left of it."""
     checks = [_try(probe, root) for probe in _PROBES]
-    return Report((_system(), *checks, *_subordinate_ids(), *_cgroups(), _tun()))
+    return Report((_system(), *checks, *_subordinate_ids(), *_cgroups(), *_networks(), _tun()))
 
 
 def show(out: IO[str], *, root: Path, as_json: bool = False) -> int:
@@ -260,6 +260,12 @@ def _problem(action: Callable[[], None]) -> str | None:
     except (SandboxError, OSError) as err:
         return str(err)
     return None
+
+
+def _networks() -> list[Check]:
+    from sandbox.doctor_networks import rows
+
+    return [Check(*row, needed=False) for row in rows()]
 
 
 def _tun() -> Check:

@@ -44,7 +44,8 @@ def remains(root: Path) -> list[str]:
     links = [name for _, name in socket.if_nameindex() if name.startswith(ports)]
     leases = [str(path) for path in (root / "networks").glob("*/*") if path.name != "network.json"]
     rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
-    own = [line for line in rules.splitlines() if ports in line and "elements" in line or re.search(rf"table \w+ {prefix}\w*\.", line)]
+    lists = re.compile(rf"table \w+ {prefix}\w*\.")
+    own = [line for line in rules.splitlines() if (ports in line and "elements" in line) or lists.search(line)]
     return [*links, *leases, *own]
 
 

@@ -243,8 +243,8 @@ def configure(net: Netlink, name: str, *, address: str, prefix: int, subnet: str
 BRIDGE, INET = 7, 1
 OWNERS = "owners"
 """The set of the bridge family that holds `owner_key`s."""
-NEW_TABLE, GET_TABLE, DEL_TABLE, NEW_CHAIN, NEW_RULE, DEL_RULE, NEW_SET, NEW_ELEMENT, GET_ELEMENT, DEL_ELEMENT = (
-    0, 1, 2, 3, 6, 8, 9, 12, 13, 14,
+NEW_TABLE, GET_TABLE, DEL_TABLE, NEW_CHAIN, GET_CHAIN, NEW_RULE, GET_RULE, DEL_RULE, NEW_SET, NEW_ELEMENT, GET_ELEMENT, DEL_ELEMENT = (
+    0, 1, 2, 3, 4, 6, 7, 8, 9, 12, 13, 14,
 )  # fmt: skip
 CREATE, APPEND = _CREATE, _APPEND
 

@@ -24,7 +24,7 @@ from msgspec.structs import asdict
 from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound, WrongState
 from sandbox.runtime.init import attachment, journal
 from sandbox.runtime.init import netlink as n
-from sandbox.runtime.network import confinement, rules
+from sandbox.runtime.network import confinement, forwarding, rules
 from sandbox.runtime.network.leases import Lease, Leases, mac_of, new_lease
 from sandbox.runtime.spec import ContainerSpec, Endpoint
 
@@ -217,6 +217,8 @@ class Networks:
                 n.add_address(net, index, network.gateway, network.addresses.prefixlen)
         if not rules.are_installed(network.bridge):
             self._make_rules(network)
+        if not network.internal:
+            forwarding.let_through(network.bridge)
         if _FORWARD.read_text().strip() == "0":
             _FORWARD.write_text("1\n")
         return index
@@ -254,6 +256,7 @@ class Networks:
         with n.Netlink() as net:
             n.remove_link(net, network.bridge)
         rules.remove(network.bridge)
+        forwarding.take_back(network.bridge)
         for address, lease in self._leases(network).all():
             confinement.remove(confinement.table_name(network.bridge, lease.container))
             self._leases(network).file(address).unlink(missing_ok=True)
