@@ -16,7 +16,7 @@ from tests.support.command_line import CommandLine
 from tests.support.host import requires
 from tests.support.image_verify import verify_store
 
-pytestmark = [requires("root", "tool:mmdebstrap", "tool:npm"), pytest.mark.xdist_group("debian")]
+pytestmark = [requires("root", "tool:mmdebstrap", "tool:npm"), pytest.mark.xdist_group("debian"), pytest.mark.timeout(400)]
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 AUTHORITIES = "id=ca,src=/etc/ssl/certs/ca-certificates.crt"
