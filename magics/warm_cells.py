@@ -80,7 +80,7 @@ class WarmCells:
         invocation = replace(invocation, chosen=shlex.join(invocation.interpreter))
         session = self._session(engine, image, cell, reader, mounts)
         cell = replace(cell, options=replace(self._begun[session.name].options, timeout=cell.options.timeout))
-        with self._notebook.streams(cell.cell, may_clear=True) as streams:
+        with self._notebook.streams(cell.cell, may_clear=reader.runner.objects) as streams:
             front = CellFront(streams, self._notebook.may_ask(), safe(cell))
             try:
                 return run_in(session, cell, code, front, invocation, facts)

@@ -223,8 +223,8 @@ def _load_docker(store: Store, archive: Archive) -> Loaded:
         config = decode(ImageConfig, archive.read(row.config))
         paths = [archive.find(normal(layer.split("/"))) for layer in row.layers]
         layers = [described(path) for path in paths]
-        described = Descriptor(CONFIG_TYPE, str(config.digest), len(config.raw))
-        manifest = encode(Manifest(schema_version=2, media_type=MANIFEST_TYPE, config=described, layers=layers))
+        about = Descriptor(CONFIG_TYPE, str(config.digest), len(config.raw))
+        manifest = encode(Manifest(schema_version=2, media_type=MANIFEST_TYPE, config=about, layers=layers))
         image = _store_image(store, manifest, config, paths)
         found += [(Reference.parse(tag).familiar, image) for tag in row.repo_tags or []] or [(None, image)]
     return found

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import sandbox
 from sandbox.runtime.bundle.states import States
 from sandbox.runtime.container import Runtime
 from tests.support.building import GROUP, PASSWD, Workshop, fill_busybox
 from tests.support.bundles import Bundle, Oci, make_bundle
 from tests.support.debian import make_debian_tar
-from tests.support.ordinary_user import OrdinaryUser
+from tests.support.ordinary_user import OrdinaryUser, packages_of
 
 
 @pytest.fixture
@@ -37,14 +35,7 @@ def oci(tmp_path: Path) -> Iterator[Oci]:
 @pytest.fixture(scope="session")
 def packages(ordinary_user: OrdinaryUser) -> Path:
     """Our code and what it needs, where that user may read it."""
-    import click
-
-    site = Path(click.__file__).parents[1]
-    copied = ordinary_user.home / "packages"
-    shutil.copytree(site, copied, ignore=shutil.ignore_patterns("__pycache__", "*.pth", "jupyterlab*", "matplotlib*", "pandas*", "numpy*"))
-    for name in ("sandbox", "magics", "kernelspec"):
-        shutil.copytree(Path(sandbox.__file__).parents[1] / name, copied / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return copied
+    return packages_of(ordinary_user)
 
 
 @pytest.fixture(scope="session")

@@ -92,6 +92,7 @@ def test_session_keeps_variables_lists_and_resets(kernel: Kernel) -> None:
 
 
 def test_interrupt_keeps_the_session(kernel: Kernel) -> None:
+    kernel.run(UPDATES)  # under nbval a Python cell shows what stands at its end
     kernel.run(f"%%container --session i {PY}\nx = 1")
     outputs = kernel.run(
         "%%container --session i\nprint('on')\nimport os; os.system('sleep 1000'); os.system('sleep 1000')\nimport time; time.sleep(1000)",
