@@ -26,7 +26,7 @@ test: $(VENV)/.tests
 
 check:
 	@# By itself: xdist would spread one notebook's cells over two kernels. 05 is checked among the tests that make its Debian base.
-	@$(BIN)/pytest -p no:cacheprovider --nbval notebooks --ignore notebooks/05_services.ipynb
+	@SANDBOX_NETWORK=none $(BIN)/pytest -p no:cacheprovider --nbval notebooks --ignore notebooks/05_services.ipynb  # leave no bridge here
 	@$(BIN)/pytest -n 2 --dist loadgroup tests
 
 lint: $(VENV)/.tests

@@ -7,6 +7,7 @@ Needs only what the project itself needs: no nbclient, no nbconvert.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -101,7 +102,8 @@ def run_cells(cells: Sequence[Cell], client: BlockingKernelClient, printer: Prin
 def run_notebook(path: Path, printer: Printer) -> str | None:
     """Run a notebook in a kernel of this Python, in the notebook's own directory; the kernel is gone afterwards."""
     manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=str(path.parent))
+    # No network but what the notebook names: root's default bridge would stay on a machine that only wanted to see it.
+    manager.start_kernel(cwd=str(path.parent), env={"SANDBOX_NETWORK": "none", **os.environ})
     try:
         with closing(_Channels(manager.blocking_client())) as channels:
             return run_cells(read_cells(path), channels.client, printer)
