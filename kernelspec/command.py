@@ -15,6 +15,7 @@ from kernelspec.container import KERNEL_LABEL, default_command, options_from
 from kernelspec.dialects import is_known
 from kernelspec.environments import look_at
 from sandbox import Engine
+from sandbox.cli.completing import complete_images, offering
 from sandbox.cli.invocation import engine
 from sandbox.errors import InvalidOption, SandboxError
 
@@ -33,7 +34,7 @@ _FREE = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
 @click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="An environment variable of the kernel.")
 @click.option("--kernel-cmd", metavar="JSON", help="How the kernel is started, as a JSON list with {connection_file}.")
 @click.option("--mount/--no-mount", default=True, help="Mount the notebook's directory at its own path.")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="IMAGE [RUN FLAGS]")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="IMAGE [RUN FLAGS]", shell_complete=complete_images)
 def install(
     name: str | None, display_name: str | None, wanted: str | None, language: str | None, user: bool, sys_prefix: bool, prefix: str | None,
     replace: bool, env: tuple[str, ...], kernel_cmd: str | None, mount: bool, words: tuple[str, ...],
@@ -134,7 +135,7 @@ def list_(style: str) -> int:
 
 @click.command("remove")
 @click.option("--all", "everything", is_flag=True, help="Remove all that were made of images.")
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, shell_complete=offering(lambda names: specs.installed()))
 def remove(everything: bool, names: tuple[str, ...]) -> int:
     """Remove kernels of ours."""
     if not names and not everything:

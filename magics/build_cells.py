@@ -60,6 +60,13 @@ INSTALLERS: dict[str, Installer] = {
     "conda": Installer("conda install --yes", after=" && conda clean --all --yes"),
 }
 
+def _this_body(text: str) -> str:
+    """`-`, which the body is for `docker build -f -`."""
+    if text != "-":
+        raise InvalidOption("the cell's body is the Dockerfile", hint="use %container build -f FILE CONTEXT")
+    return text
+
+
 OUTPUT_ROWS: tuple[Option, ...] = (
     Option(("-o",), "output", "put the image into a Python variable", "VAR"),
     Option(("--kernel",), "kernel", "install a Jupyter kernel for the image", "[=NAME]", convert=None),
@@ -68,6 +75,7 @@ OUTPUT_ROWS: tuple[Option, ...] = (
 
 BUILD_ROWS: tuple[Option, ...] = (
     *(row for row in BUILD if row.field not in ("file", "export", "metadata_file")),
+    Option(("-f",), "file", "accepted: the cell's body is the Dockerfile", "-", _this_body),
     Option(
         ("--file",), "files", "a file of the context, made of a Python variable (text, bytes, table)", "NAME=VAR", parse_pair, repeat=True
     ),
@@ -86,6 +94,7 @@ def parse_build(words: Sequence[str], body: str, *, first_line: int = 2) -> Buil
     if len(rest) > 1:
         raise InvalidOption(f"{rest[1]}: only one CONTEXT is possible", hint=f"the context is {rest[0]}")
     own = take(values, "output", "help", "files", "kernel")
+    values.pop("file", None)
     cell = BuildCell(body, replace(BuildOptions(), **values), rest[0] if rest else ".", first_line=first_line, **own)
     if cell.kernel is True and not cell.options.tag:
         raise InvalidOption("--kernel: the image has no name to install a kernel for", hint="add -t NAME")
@@ -113,7 +122,7 @@ _KINDS = f"one of {', '.join(INSTALLERS)}; flags of ours stand before it"
 USAGES: dict[str, Usage] = {
     "%%dockerfile": Usage(
         "%%dockerfile [FLAGS] [CONTEXT]",
-        "Build the cell's body. CONTEXT is a directory (default: the notebook's own). A body that does not begin with FROM or\n"
+        "Build the cell's body. CONTEXT is a directory (default: the notebook's own; -: none). A body that does not begin with FROM or\n"
         "ARG goes on from the cell built before; running a cell again replaces its layers.",
         BUILD_ROWS,
     ),

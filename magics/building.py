@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -80,25 +82,27 @@ class Builds:
 
     def _make_image(self, engine: Engine, composed: Composed, shown: BuildDisplay) -> Image:
         given = composed.given
-        image = engine.build(
-            _directory(given.context or "."),
-            dockerfile=composed.text,
-            tags=given.options.tag,
-            build_args=given.build_args,
-            target=given.options.target,
-            no_cache=given.options.no_cache,
-            labels=self._notebook.pairs(given.options.label, "--label"),
-            network="host" if given.options.network == "default" else given.options.network,
-            settings=replace(settings_of(given.options, os.environ), files=given.files),
-            on_event=shown.see,
-        )
+        with _directory(given.context) as directory:
+            image = engine.build(
+                directory,
+                dockerfile=composed.text,
+                tags=given.options.tag,
+                build_args=given.build_args,
+                target=given.options.target,
+                no_cache=given.options.no_cache,
+                labels=self._notebook.pairs(given.options.label, "--label"),
+                network="host" if given.options.network == "default" else given.options.network,
+                settings=replace(settings_of(given.options, os.environ), files=given.files),
+                on_event=shown.see,
+            )
         shown.view.size = engine.image_size(image)
         return image
 
     def _check(self, engine: Engine, composed: Composed, text: failures.CellText) -> None:
         """`--check`: what the rules find in this cell, nothing built."""
         given = composed.given
-        dockerfile, found = engine.check(_directory(given.context or "."), dockerfile=composed.text, build_args=given.build_args)
+        with _directory(given.context) as directory:
+            dockerfile, found = engine.check(directory, dockerfile=composed.text, build_args=given.build_args)
         own = [one for one in found if text.line(one.line) is not None]
         lines = [f"✓ no warnings · {len(dockerfile.instructions)} instructions"] if not own else []
         for one in own:
@@ -181,11 +185,17 @@ _TABLES: dict[str, tuple[str, Mapping[str, object]]] = {
 }
 
 
-def _directory(context: str) -> Path:
-    path = Path(context).expanduser()
+@contextlib.contextmanager
+def _directory(context: str | None) -> Iterator[Path]:
+    """The context's directory: the notebook's own when none is named, an empty one for docker's `-`."""
+    if context == "-":
+        with tempfile.TemporaryDirectory(prefix="sandbox-context-") as empty:
+            yield Path(empty)
+        return
+    path = Path(context or ".").expanduser()
     if not path.is_dir():
         raise InvalidInput(f"context {context}: not a directory", hint="the context is relative to the notebook's own directory")
-    return path
+    yield path
 
 
 def _remarks(given: Given) -> str:

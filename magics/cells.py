@@ -36,6 +36,8 @@ class CellOptions(msgspec.Struct, frozen=True):
     trust: bool = False
     save_files: str | None = None
     proc: str | None = None
+    on_stdin: bool = False
+    """docker's -i: the body is the stdin of the image's own program."""
 
     @property
     def only_python(self) -> str:
@@ -128,6 +130,14 @@ EXEC_ROWS: tuple[Option, ...] = (
     *CELL_ROWS,
 )
 
+DOCKER_ROWS: tuple[Option, ...] = (
+    *(row for row in RUN_ROWS if row.field not in ("terminal", "inputs")),
+    Option(("-i", "--interactive"), "on_stdin", "the cell's body is the program's stdin", convert=None),
+    Option(("-it", "-ti", "-t", "--tty"), "terminal", "accepted; a cell has no terminal, so it does nothing", convert=None),
+    Option(("--in",), "inputs", "variables to hand in (Python)", "a,b", _names, repeat=True),
+)
+"""`%%docker run`: -i is docker's."""
+
 SANDBOX_PRESET = (
     "--network",
     "none",
@@ -149,7 +159,8 @@ SANDBOX_PRESET = (
 def parse_run(words: Sequence[str], body: str, *, magic: str = "%%container", first_line: int = 2) -> RunCell:
     """The `%%container` (or `%%sandbox`) cell these words and this body mean; InvalidOption otherwise."""
     preset = SANDBOX_PRESET if magic == "%%sandbox" else ()
-    values, rest = parse_words([*preset, *words], RUN_ROWS, interspersed=False)
+    rows = DOCKER_ROWS if magic == "%%docker run" else RUN_ROWS
+    values, rest = parse_words([*preset, *words], rows, interspersed=False)
     cell = _cell_options(values)
     if not rest and not cell.help and not cell.session:
         raise InvalidOption("no image named", hint=f"write {magic} IMAGE, or {magic} --help")
@@ -186,7 +197,7 @@ def parse_exec(words: Sequence[str], body: str) -> ExecCell:
 
 
 def _cell_options(values: Values) -> CellOptions:
-    own = take(values, "help", "keep", "lang", "out", "err", "stdin", "terminal", "session", "pickle", "trust", "save_files", "proc")
+    own = take(values, "help", "keep", "lang", "out", "err", "stdin", "terminal", "session", "pickle", "trust", "save_files", "proc", "on_stdin")
     own.update({name: tuple(each for group in values.pop(name, ()) for each in group) for name in ("inputs", "outputs")})
     quiet = bool(values.pop("no_stats", False)) and not values.pop("stats", False)
     values.pop("stats", None)
@@ -201,6 +212,9 @@ USAGES: dict[str, Usage] = {
         RUN_ROWS,
     ),
     "%%container exec": Usage("%%container exec [FLAGS] NAME [CMD…]", "Run the cell's body in a running container.", EXEC_ROWS),
+    "%%docker run": Usage(
+        "%%docker run [FLAGS] IMAGE [CMD…]", "%%container, with docker's -i: the body is the stdin of the image's own program.", DOCKER_ROWS
+    ),
     "%%sandbox": Usage(
         "%%sandbox [FLAGS] IMAGE [CMD…]",
         "%%container, locked down: " + " ".join(SANDBOX_PRESET) + "\nA flag on the line wins over these.",

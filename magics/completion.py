@@ -1,138 +1,189 @@
-"""Tab in our cells: flags, image and container names, verbs, Dockerfile instructions. The rows of `cells` are the only list of flags."""
+"""Tab in our cells: on magic lines whatever click offers for the same command line, in Dockerfiles instructions, their flags and names.
+
+The rows from which the magics' parser and help are made are the only list of flags; of names `sandbox.cli.completing` knows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import click
 import msgspec
 from IPython.core.completer import CompletionContext, MatcherAPIv2, SimpleCompletion, SimpleMatcherResult, context_matcher
 
 from magics.build_cells import BUILD_ROWS, INSTALL_ROWS, INSTALLERS
-from magics.cells import EXEC_ROWS, RUN_ROWS
-from sandbox.options import BUILD, RUN, Option
+from magics.cells import DOCKER_ROWS, EXEC_ROWS, RUN_ROWS
+from magics.dockerfile_completion import in_dockerfile
+from magics.verbs import OWN, PASSES_FLAGS_ON
+from sandbox.cli import program
+from sandbox.cli.completing import Complete, Names, complete_containers, complete_images, offered, offering
+from sandbox.cli.flags import VerbCommand, option_of
+from sandbox.options import Option
 
-INSTRUCTIONS = (
-    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL",
-    "MAINTAINER", "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
-)  # fmt: skip
-_OF_IMAGES = ("run", "create", "rmi", "tag", "history", "save", "push")
-_OF_CONTAINERS = ("logs", "stop", "kill", "rm", "wait", "exec", "top", "stats", "cp", "diff", "commit", "start", "inspect")
-_FLAGS = {"run": RUN, "create": RUN, "build": BUILD}
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
-
-class Names(msgspec.Struct, frozen=True):
-    """What there is to name, asked for only when it is needed."""
-
-    images: Callable[[], Iterable[str]]
-    containers: Callable[[], Iterable[str]]
-    verbs: Callable[[], Iterable[str]]
+_MAGIC = re.compile(r"\s*(?:[A-Za-z_]\w*\s*=\s*)?(?P<magic>%{1,2}\w+|!docker)(?=\s)\s*")
+_MOST_FILES = 200
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What may stand at the cursor: `fragment` is what is there already."""
+    """What may stand at the cursor instead of the `fragment` that stands there; `kinds`: of each text, in a word front ends show."""
 
     fragment: str
-    kind: str
     texts: tuple[str, ...]
+    kinds: tuple[str, ...]
 
 
 def offer(text: str, line: int, column: int, names: Names) -> Offer | None:
     """What to offer at this place of a cell; None when the cell is none of ours, or Python's own completion knows better."""
     lines = text.split("\n")
-    before = lines[line][:column]
-    fragment = "" if not before or before[-1].isspace() else before.split()[-1]
-    words = before[: len(before) - len(fragment)].split()
-    magic = lines[0].split(None, 1)[0] if lines[0].strip() else ""
-    if line == 0 and magic in _IN_LINE and words:
-        return _IN_LINE[magic](words[1:], fragment, names)
-    if line > 0 and magic == "%%dockerfile":
-        return _in_dockerfile(words, fragment, lines[1:line], names)
-    if words and words[0].startswith("%") and words[0] in _IN_LINE and not magic.startswith("%%"):
-        return _IN_LINE[words[0]](words[1:], fragment, names)
+    first = _MAGIC.match(lines[0] + " ")
+    magic = first["magic"] if first and first.start("magic") == 0 else ""
+    begun = _begin_of_line(lines, line)
+    before = " ".join([*(each.rstrip()[:-1] for each in lines[begun:line]), lines[line][:column]])
+    if begun == 0 or not magic.startswith("%%"):
+        return _on_magic_line(before, names)
+    if magic == "%%dockerfile" or (magic == "%%docker" and lines[0].split()[1:2] == ["build"]):
+        found = in_dockerfile(lines[1:begun], before, names)
+        return found and _offer(*found)
     return None
 
 
-def _in_build(words: Sequence[str], fragment: str, names: Names) -> Offer | None:
-    return _flags(BUILD_ROWS, fragment) if fragment.startswith("-") else None
+def _begin_of_line(lines: Sequence[str], line: int) -> int:
+    """Where the line begins that goes on here after backslashes."""
+    while line > 0 and lines[line - 1].rstrip().endswith("\\"):
+        line -= 1
+    return line
 
 
-def _in_run(words: Sequence[str], fragment: str, names: Names) -> Offer | None:
-    if words[:1] == ["exec"]:
-        return _positional(EXEC_ROWS, words[1:], fragment, "container", names.containers)
-    found = _positional(RUN_ROWS, words, fragment, "image", names.images)
-    if found and found.kind == "image" and not words and "exec".startswith(fragment):
-        return Offer(found.fragment, found.kind, (*found.texts, "exec"))
-    return found
+def _on_magic_line(before: str, names: Names) -> Offer | None:
+    from click.shell_completion import split_arg_string
 
-
-def _in_verb(words: Sequence[str], fragment: str, names: Names) -> Offer | None:
-    if not words:
-        return None if fragment.startswith("-") else Offer(fragment, "verb", _starting(names.verbs(), fragment))
-    rows = _FLAGS.get(words[0], ())
-    if words[0] in _OF_CONTAINERS:
-        return _positional(rows, words[1:], fragment, "container", names.containers)
-    if words[0] in _OF_IMAGES:
-        return _positional(rows, words[1:], fragment, "image", names.images)
-    return _flags(rows, fragment) if fragment.startswith("-") else None
-
-
-def _in_install(words: Sequence[str], fragment: str, names: Names) -> Offer | None:
-    return _positional(INSTALL_ROWS, words, fragment, "package manager", lambda: INSTALLERS)
-
-
-_IN_LINE: dict[str, Callable[[Sequence[str], str, Names], Offer | None]] = {
-    "%%dockerfile": _in_build,
-    "%%container": _in_run,
-    "%%sandbox": _in_run,
-    "%container": _in_verb,
-    "%install": _in_install,
-    "%%install": _in_install,
-    "%dockerfile": lambda words, fragment, names: None if words else Offer(fragment, "verb", _starting(("export", "import"), fragment)),
-}
-
-
-def _in_dockerfile(words: Sequence[str], fragment: str, earlier: Sequence[str], names: Names) -> Offer | None:
-    if not words:
-        upper = fragment.upper()
-        return Offer(fragment, "instruction", tuple(f"{name} " for name in INSTRUCTIONS if name.startswith(upper)))
-    stages = tuple(
-        each[-1] for line in earlier if len(each := line.split()) >= 4 and each[0].upper() == "FROM" and each[-2].upper() == "AS"
-    )
-    if words[0].upper() == "FROM" and len(words) == 1:
-        return Offer(fragment, "image", _starting([*names.images(), *stages, "scratch"], fragment))
-    if words[0].upper() == "COPY" and fragment.startswith("--from="):
-        return Offer(fragment, "stage", tuple(f"--from={name}" for name in _starting([*stages, *names.images()], fragment[7:])))
-    return None
-
-
-def _positional(rows: Sequence[Option], words: Sequence[str], fragment: str, kind: str, named: Callable[[], Iterable[str]]) -> Offer | None:
-    """A flag, or the first word that is none; nothing after that, nor where a flag wants its value."""
-    if _is_value(rows, words):
+    match = _MAGIC.match(before)
+    command = _COMMANDS.get(match["magic"]) if match else None
+    if match is None or command is None:
         return None
-    if fragment.startswith("-"):
-        return _flags(rows, fragment)
-    return None if _has_positional(rows, words) else Offer(fragment, kind, _starting(named(), fragment))
+    rest = before[match.end() :]
+    fragment = "" if not rest or rest[-1].isspace() else rest.split()[-1]
+    words = split_arg_string(rest[: len(rest) - len(fragment)])
+    flag, equals, value = fragment.partition("=")
+    incomplete = value if equals and flag.startswith("--") else fragment
+    found = [each for item in command(words, fragment, names) for each in _spelled(item)]
+    return _offer(incomplete, found) if found else None
 
 
-def _takes_value(rows: Sequence[Option], word: str) -> bool:
-    return any(word in row.names and not row.is_switch for row in rows)
+def _spelled(item: CompletionItem) -> Iterable[tuple[str, str]]:
+    """The item as text and kind; one that stands for files of this machine as those."""
+    if item.type not in ("file", "dir"):
+        kind = "flag" if item.value.startswith("-") else "text"
+        return [(item.value, kind)]
+    begun = Path(item.value or ".")
+    place, start = (begun, "") if item.value.endswith("/") or not item.value else (begun.parent, begun.name)
+    prefix = item.value[: len(item.value) - len(start)]
+    try:
+        entries = [each for each in sorted(place.expanduser().iterdir()) if each.name.startswith(start) and (start or each.name[0] != ".")]
+    except OSError:  # no such directory: nothing to offer
+        return []
+    wanted = (each for each in entries if each.is_dir() or item.type == "file")
+    return [(f"{prefix}{each.name}{'/' if each.is_dir() else ''}", "path") for each in wanted][:_MOST_FILES]
 
 
-def _is_value(rows: Sequence[Option], words: Sequence[str]) -> bool:
-    return bool(words) and not _has_positional(rows, words) and _takes_value(rows, words[-1])
+def _offer(fragment: str, found: Sequence[tuple[str, str]]) -> Offer:
+    return Offer(fragment, tuple(text for text, _ in found), tuple(kind for _, kind in found))
 
 
-def _has_positional(rows: Sequence[Option], words: Sequence[str]) -> bool:
-    pairs = zip(["", *words], words, strict=False)
-    return any(not word.startswith("-") and not _takes_value(rows, before) for before, word in pairs)
+# the magics as click commands
 
 
-def _flags(rows: Sequence[Option], fragment: str) -> Offer:
-    return Offer(fragment, "flag", _starting((name for row in rows for name in row.names), fragment))
+def _command(rows: Sequence[Option], *arguments: click.Parameter, interspersed: bool = False) -> click.Command:
+    """What a magic's line looks like to click."""
+    params = [*map(option_of, rows), *arguments]
+    return VerbCommand(None, params=params, add_help_option=False, context_settings={"allow_interspersed_args": interspersed})
 
 
-def _starting(texts: Iterable[str], fragment: str) -> tuple[str, ...]:
-    return tuple(sorted({text for text in texts if text.startswith(fragment)}))
+def _argument(complete: Complete) -> click.Argument:
+    return click.Argument(["what"], required=False, shell_complete=complete)
+
+
+@cache
+def _cell_commands() -> Mapping[str, click.Command]:
+    """Made when first asked for."""
+    rest = click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED)
+    images = offering(lambda names: [*names.images(), "exec"])
+    return {
+        "": _command(RUN_ROWS, _argument(images), rest),
+        "run": _command(RUN_ROWS, _argument(complete_images), rest),
+        "docker run": _command(DOCKER_ROWS, _argument(complete_images), rest),
+        "exec": _command(EXEC_ROWS, _argument(complete_containers), rest),
+        "build": _command(BUILD_ROWS, click.Argument(["context"], required=False, type=click.Path(file_okay=False)), interspersed=True),
+        "install": _command(INSTALL_ROWS, _argument(offering(lambda names: INSTALLERS)), rest),
+    }
+
+
+def _in_cell(words: Sequence[str], fragment: str, names: Names) -> Sequence[CompletionItem]:
+    """`%%container`: run's flags and an image, or exec's and a container."""
+    verb, rest = (words[0], words[1:]) if words and words[0] in ("run", "exec") else ("", words)
+    return offered(_cell_commands()[verb], rest, fragment, names)
+
+
+_DOCKER_CELLS = {"build": "build", "run": "docker run", "exec": "exec"}
+
+
+def _in_docker_cell(words: Sequence[str], fragment: str, names: Names) -> Sequence[CompletionItem]:
+    """`%%docker build|run|exec`."""
+    if not words:
+        return _one_of(*_DOCKER_CELLS)(words, fragment, names)
+    known = _DOCKER_CELLS.get(words[0])
+    return offered(_cell_commands()[known], words[1:], fragment, names) if known else ()
+
+
+def _of_verbs(words: Sequence[str], fragment: str, names: Names) -> Sequence[CompletionItem]:
+    """`%container VERB …`: the command line itself, and what it has in a notebook only."""
+    from click.shell_completion import CompletionItem
+
+    if words[:1] == ["reset"]:
+        return [CompletionItem(name) for name in names.sessions() if name.startswith(fragment) and name not in words]
+    if not words:
+        return [*offered(program(), words, fragment, names), *_one_of(*OWN)(words, fragment, names)]
+    whole = program()
+    if words[0] not in whole.verbs and words[0] not in whole.groups:
+        return ()
+    found = offered(whole, words, fragment, names)
+    tells_json = fragment.startswith("-") and "--json".startswith(fragment) and words[0] not in PASSES_FLAGS_ON
+    return [*found, CompletionItem("--json")] if tells_json else found
+
+
+def _of_cell(name: str) -> Asked:
+    return lambda words, fragment, names: offered(_cell_commands()[name], words, fragment, names)
+
+
+def _one_of(*known: str) -> Asked:
+    def ask(words: Sequence[str], fragment: str, names: Names) -> Sequence[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(word) for word in known if word.startswith(fragment) and not words]
+
+    return ask
+
+
+Asked = Callable[[Sequence[str], str, Names], "Sequence[CompletionItem]"]
+_COMMANDS: dict[str, Asked] = {
+    "%%dockerfile": _of_cell("build"),
+    "%%container": _in_cell,
+    "%%sandbox": _of_cell("run"),
+    "%%docker": _in_docker_cell,
+    "%container": _of_verbs,
+    "%docker": _of_verbs,
+    "!docker": _of_verbs,
+    "%install": _of_cell("install"),
+    "%%install": _of_cell("install"),
+    "%dockerfile": _one_of("export", "import"),
+}
 
 
 def make_matcher(names: Names) -> MatcherAPIv2:
@@ -143,7 +194,7 @@ def make_matcher(names: Names) -> MatcherAPIv2:
         found = offer(context.full_text, context.cursor_line, context.cursor_position, names)
         if found is None:
             return {"completions": []}
-        completions = [SimpleCompletion(text, type=found.kind) for text in found.texts]
+        completions = [SimpleCompletion(text, type=kind) for text, kind in zip(found.texts, found.kinds, strict=True)]
         return {"completions": completions, "matched_fragment": found.fragment, "suppress": True, "ordered": True}
 
     return match

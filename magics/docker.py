@@ -3,46 +3,85 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import no_var_expand
 
-from magics import loading
+from magics import cells, display, loading
 from magics.magics import shown_plainly
+from magics.verbs import verbs_text
 from sandbox.errors import InvalidOption
 
-_SHELL_LINE = re.compile(r"^(\s*(?:[A-Za-z_]\w*\s*=\s*)?)!docker(?=\s|$)")
+_SHELL_LINE = re.compile(r"^(?P<before>\s*(?:[A-Za-z_]\w*\s*=\s*)?)!docker(?=\s|$)(?P<rest>.*)", re.DOTALL)
+_FOR_A_SHELL = ("|", "|&", "||", "&", "&&", ";", ">", ">>", ">&", "&>", "<", "<<", "<<<")
 
 
 def say_docker(lines: list[str]) -> list[str]:
     """`!docker ps` and `x = !docker ps` as `%docker ps`; the bodies of cell magics stay as they are."""
     if lines and lines[0].startswith("%%"):
         return lines
-    return [_SHELL_LINE.sub(r"\1%docker", line) for line in lines]
+    return [_SHELL_LINE.sub(_said, line) for line in lines]
+
+
+def _said(match: re.Match[str]) -> str:
+    """A line that pipes or redirects stays a shell's, to which docker is this program."""
+    rest = match["rest"]
+    if not _wants_shell(rest):
+        return f"{match['before']}%docker{rest}"
+    program = f"{shlex.quote(sys.executable)} -m sandbox"
+    return f'{match["before"]}!docker() ({program} "$@"); docker{rest}'
+
+
+def _wants_shell(text: str) -> bool:
+    words = shlex.shlex(text, posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    try:
+        return any(word in _FOR_A_SHELL for word in words)
+    except ValueError:  # a quote that is never closed: the magic says so
+        return False
 
 
 def load(shell: InteractiveShell) -> None:
     """Register with this shell, with all that `%load_ext sandbox` brings."""
     unload(shell)
     own: Any = loading.loaded(shell) or loading.load(shell)  # Any: IPython's decorators have no types
+    in_cells: dict[str, Callable[[str, str], object]] = {
+        "build": own.dockerfile,
+        "run": own.docker_run,
+        "exec": lambda rest, cell: own.container_cell(f"exec {rest}", cell),
+    }
 
     @no_var_expand
     def docker(line: str, cell: str | None = None) -> object:
-        """docker's verbs: `%docker VERB …`; `%%docker build|run|exec …` with the cell as Dockerfile or program."""
         if cell is None:
             return own.container_line(line)
         verb, _, rest = line.strip().partition(" ")
-        if verb == "build":
-            return own.dockerfile(rest, cell)
-        if verb in ("run", "exec"):
-            return own.container_cell(line.strip(), cell)
+        if verb in ("", "-h", "--help"):
+            display.say(_help())
+            return None
+        if verb in in_cells:
+            return in_cells[verb](rest, cell)
         with shown_plainly():
             raise InvalidOption(f"%%docker {verb}: takes no body", hint="%%docker build, run or exec; all else is %docker VERB")
 
+    docker.__doc__ = _help()
     register: Any = shell.register_magic_function
     register(docker, "line_cell", "docker")
     shell.input_transformers_cleanup.append(say_docker)
+
+
+def _help() -> str:
+    """What `%docker?` shows."""
+    lines = verbs_text().replace("%container", "%docker")
+    in_cells = (
+        "As a cell magic: %%docker build [FLAGS] [CONTEXT] with the Dockerfile as the cell's body, %%docker run [FLAGS] IMAGE [CMD…] and\n"
+        "%%docker exec [FLAGS] NAME [CMD…] with a program, or a program's stdin. `!docker …` means the same; with pipes it is a shell's."
+    )
+    return f"{lines}\n\n{in_cells}\n\n{cells.USAGES['%%docker run'].text()}"
 
 
 def unload(shell: InteractiveShell) -> None:

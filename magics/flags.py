@@ -26,9 +26,6 @@ _INSTEAD = {
     "--platform": "`%container pull --platform` brings an image of another one",
 }
 
-_CANNOT_MEAN = {"-f": ("-f: the cell's body is the Dockerfile", "use %container build -f FILE CONTEXT")}
-
-
 def parse_words(words: Sequence[str], rows: Sequence[Option], *, interspersed: bool) -> tuple[Values, list[str]]:
     """The values of the flags, by field, and the other words. With `interspersed` flags may stand after them, as in docker
     build; otherwise the first other word ends the flags, as in docker run. Raises InvalidOption."""
@@ -59,16 +56,13 @@ def _flags(word: str, by_name: Mapping[str, Option]) -> Iterable[tuple[Option, s
         return [(by_name[name], name, text)]
     short = word[:2]
     if word.startswith("--") or short not in by_name:
-        raise _unknown(name if word.startswith("--") else short if short in LATER | _CANNOT_MEAN else name, by_name)
+        raise _unknown(name if word.startswith("--") else short if short in LATER else name, by_name)
     if not by_name[short].is_switch:
         return [(by_name[short], short, word[2:])]
     return [(by_name[short], short, None), *_flags("-" + word[2:], by_name)]
 
 
 def _unknown(name: str, by_name: Mapping[str, Option]) -> InvalidOption:
-    if name in _CANNOT_MEAN:
-        message, hint = _CANNOT_MEAN[name]
-        return InvalidOption(message, hint=hint)
     if name in LATER:
         return InvalidOption(f"{name}: not supported ({LATER[name]})", hint=_INSTEAD.get(name))
     near = difflib.get_close_matches(name, by_name, n=1)

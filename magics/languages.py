@@ -106,8 +106,11 @@ class Invocation(msgspec.Struct, frozen=True):
         return self.entrypoint or (self.argv[0] if self.argv else "")
 
 
-def choose(body: str, *, lang: str | None, argv: Sequence[str], entrypoint: str | None, facts: ImageFacts) -> Invocation:
-    """The first rule that applies, in the order the documentation gives."""
+def choose(
+    body: str, *, lang: str | None, argv: Sequence[str], entrypoint: str | None, facts: ImageFacts, on_stdin: bool = False
+) -> Invocation:
+    """The first rule that applies, in the order the documentation gives. `on_stdin`: a program of the image's that is no interpreter
+    reads the body, too."""
     if lang:
         return _by_language(lang, body, "--lang", facts)
     if body.startswith("#!"):
@@ -115,9 +118,11 @@ def choose(body: str, *, lang: str | None, argv: Sequence[str], entrypoint: str 
     if argv or entrypoint:
         words = (*([entrypoint] if entrypoint else []), *argv)
         return Invocation(tuple(argv), True, f"{words[0]} (body on its stdin)", entrypoint, words)
+    default = (*facts.entrypoint, *facts.command)
+    if on_stdin and default and not language_of(default[0]):
+        return Invocation((), True, f"{default[0]} (body on its stdin)")
     if label := facts.labels.get(LABEL):
         return _by_language(label, body, f"label {LABEL}", facts)
-    default = (*facts.entrypoint, *facts.command)
     if default and language_of(default[0]):
         return _inline([default[0]], body, "the image's own")
     shell = next((name for name in ("bash", "sh") if facts.find(name)), None)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from IPython.core.interactiveshell import InteractiveShell
 
 from magics import build_cells, cells
-from magics.completion import Names, make_matcher
+from magics.completion import make_matcher
 from magics.magics import SandboxMagics
-from magics.verbs import verbs, verbs_text
-from sandbox.engine import Engine
+from magics.verbs import verbs_text
+from sandbox.cli.completing import names_in
 
-_CELL_MAGICS = ("%%dockerfile", "%%container", "%%sandbox", "%%install")
+_CELL_MAGICS = ("%%dockerfile", "%%container", "%%sandbox", "%%install", "%%docker")
 _ATTRIBUTE = "_sandbox_extension"
 """Where a shell keeps what was loaded into it: the shell owns it, so that no module has state."""
 
@@ -44,7 +46,7 @@ class _Loaded:
     def __init__(self, shell: InteractiveShell) -> None:
         _describe()
         self.magics = SandboxMagics(shell)
-        names = Names(images=lambda: image_names(self.magics.engine), containers=lambda: container_names(self.magics.engine), verbs=verbs)
+        names = names_in(lambda: nullcontext(self.magics.engine), sessions=self.magics.session_names, variables=self.magics.variable_names)
         self.matcher = make_matcher(names)
         self._shell = shell
 
@@ -90,15 +92,3 @@ def _describe() -> None:
     }
     for method, text in texts.items():
         getattr(SandboxMagics, method).__doc__ = text
-
-
-def image_names(engine: Engine) -> list[str]:
-    """The names of all images, as typed."""
-    return [
-        f"{each.repository}:{each.tag}" if each.tag != "latest" else str(each.repository) for each in engine.images() if each.repository
-    ]
-
-
-def container_names(engine: Engine) -> list[str]:
-    """The names of all containers."""
-    return [each.name for each in engine.containers(all=True)]

@@ -52,6 +52,14 @@ class SandboxMagics(Magics):
         self._own_verbs.update(verbs)
         self._notebook.expressions = expressions
 
+    def session_names(self) -> list[str]:
+        """The sessions of this notebook."""
+        return self._cells.warm.names()
+
+    def variable_names(self) -> list[str]:
+        """The variables of this notebook."""
+        return self._notebook.own_names()
+
     def reset_sessions(self, names: Sequence[str]) -> None:
         """`%container reset NAME…`."""
         self._cells.warm.reset(names)
@@ -124,6 +132,10 @@ class SandboxMagics(Magics):
         """Run the body of the cell in a locked-down container; `%%sandbox --help` lists the flags."""
         return self._in_container("%%sandbox", line, cell)
 
+    def docker_run(self, line: str, cell: str) -> object:
+        """`%%docker run`."""
+        return self._in_container("%%docker run", line, cell)
+
     @no_var_expand
     @line_magic("container")  # type: ignore[arg-type]
     def container_line(self, line: str) -> object:
@@ -145,7 +157,7 @@ class SandboxMagics(Magics):
             words = self._notebook.words(whole)
             if words[:1] == ["exec"] and magic == "%%container":
                 return self._exec(parse_exec(words[1:], body))
-            words = words[1:] if words[:1] == ["run"] else words
+            words = words[1:] if words[:1] == ["run"] and magic != "%%docker run" else words
             cell = parse_run(words, body, magic=magic, first_line=taken + 1)
             if cell.cell.help:
                 display.say(cells.USAGES[magic].text())

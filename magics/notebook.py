@@ -33,6 +33,10 @@ class Notebook:
         """The user's variables."""
         return self.shell.user_ns
 
+    def own_names(self) -> list[str]:
+        """The variables that the user has made."""
+        return [name for name in self.shell.user_ns if not name.startswith("_") and name not in self.shell.user_ns_hidden]
+
     def set_variables(self, values: Mapping[str, object]) -> None:
         """Set variables of the user's."""
         self.shell.user_ns.update(values)

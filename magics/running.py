@@ -42,7 +42,14 @@ class Cells:
         cell = self.warm.with_image(cell)
         image = engine.image(cell.image)
         facts = image_facts(engine, image, cell.image)
-        invocation = choose(cell.body, lang=cell.cell.lang, argv=cell.argv, entrypoint=cell.options.entrypoint, facts=facts)
+        invocation = choose(
+            cell.body,
+            lang=cell.cell.lang,
+            argv=cell.argv,
+            entrypoint=cell.options.entrypoint,
+            facts=facts,
+            on_stdin=cell.cell.on_stdin,
+        )
         options = self._notebook.filled(replace(cell.options, entrypoint=invocation.entrypoint))
         if options.detach:
             return self._start(engine, image, invocation, options, cell.cell.proc)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import starmap
 from typing import Any
 
 from magics.display import say
@@ -86,23 +88,25 @@ class Written(Sequence[str]):
         return "\n".join(self._lines)
 
 
-def verbs() -> Iterable[str]:
-    """Every verb of the command line."""
-    from sandbox.cli import VERBS
-
-    return tuple(name for section in VERBS.values() for name in section)
-
-
 def verbs_text() -> str:
     """What `%container?` shows of the verbs."""
-    from sandbox.cli import VERBS
+    from sandbox.cli import GROUPS, VERBS
 
-    lines = [f"  {name:<10}{verb.help}" for section in VERBS.values() for name, verb in section.items()]
-    own = [f"  {name:<10}{help}" for name, help in _OWN.items()]
-    return "\n".join(["usage: %container VERB [ARGUMENTS]", "", *lines, *own, "", "%container VERB --help tells more."])
+    sections = {
+        **{title: {name: verb.help for name, verb in section.items()} for title, section in VERBS.items()},
+        "Of this notebook": OWN,
+        "Groups": {name: f"{help}: {', '.join(own)}" for name, (help, own) in GROUPS.items()},
+    }
+    lines = [line for title, rows in sections.items() for line in ("", f"{title}:", *starmap(_help_line, rows.items()))]
+    more = "What lists or inspects gives objects: `found = %container ps`; --format and --json make text of them."
+    return "\n".join(["usage: %container VERB [ARGUMENTS]", *lines, "", more, "%container VERB --help tells more."])
 
 
-_OWN = {"sessions": "List the sessions of this notebook", "reset": "End sessions: their variables and files go"}
+def _help_line(name: str, help: str) -> str:
+    return textwrap.fill(f"  {name:<10}{help}", 120, subsequent_indent=" " * 12)
+
+
+OWN = {"sessions": "List the sessions of this notebook", "reset": "End sessions: their variables and files go"}
 
 
 def run_verb(words: Sequence[str]) -> object:
@@ -116,7 +120,7 @@ def run_verb(words: Sequence[str]) -> object:
         say(verbs_text())
         return None
     told: list[Told] = []
-    as_json = "--json" in words and words[0] not in _PASSES_FLAGS_ON
+    as_json = "--json" in words and words[0] not in PASSES_FLAGS_ON
     code = run([word for word in words if not as_json or word != "--json"], take=told.append)
     found = [_JSON[type(each)](each) if as_json else each for each in told]
     objects = [_OBJECTS[type(each)](each) for each in found]
@@ -129,7 +133,8 @@ def run_verb(words: Sequence[str]) -> object:
     return objects[-1] if objects else None
 
 
-_PASSES_FLAGS_ON = ("run", "exec", "create")
+PASSES_FLAGS_ON = ("run", "exec", "create")
+
 
 def _layer_map(forest: LayerForest) -> object:
     from magics.treemap import LayerMap

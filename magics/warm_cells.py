@@ -125,6 +125,10 @@ class WarmCells:
             raise InvalidOption(f"{words[0]}: %container sessions takes no arguments")
         return list_sessions(self._sessions)
 
+    def names(self) -> list[str]:
+        """The sessions there are."""
+        return [session.name for session in self._sessions]
+
     def _session(self, engine: Engine, image: Image, cell: RunCell, reader: Reader, mounts: Sequence[Mount]) -> Session:
         """The session of that name; one of another image or program is not replaced in silence."""
         name = cell.cell.session or ""

@@ -245,15 +245,16 @@ def _port_range(text: str) -> list[int]:
     return ports if ports and ports[0] >= 1 and ports[-1] <= 65535 else []
 
 
-def parse_choice(*choices: str) -> Callable[[str], str]:
+class Choice(msgspec.Struct, frozen=True):
     """A converter that takes one of these words."""
 
-    def convert(text: str) -> str:
-        if text not in choices:
-            raise InvalidOption(f"{text!r}: not one of {', '.join(choices)}")
-        return text
+    words: tuple[str, ...]
 
-    return convert
+    def __call__(self, text: str) -> str:
+        """The word, InvalidOption when it is none of them."""
+        if text not in self.words:
+            raise InvalidOption(f"{text!r}: not one of {', '.join(self.words)}")
+        return text
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -420,7 +421,7 @@ RUN: tuple[Option, ...] = (
     ),
     Option(("--dns",), "dns", "ask this name server", "ADDRESS", repeat=True),
     Option(("--dns-search",), "dns_search", "look names up in this domain too", "DOMAIN", repeat=True),
-    Option(("--userns",), "userns", "private (default) or host", "MODE", parse_choice("private", "host")),
+    Option(("--userns",), "userns", "private (default) or host", "MODE", Choice(("private", "host"))),
     Option(("--add-host",), "add_host", "add a line to /etc/hosts", "NAME:IP", repeat=True),
     Option(("--shm-size",), "shm_size", "size of /dev/shm", "BYTES", parse_size),
     Option(("--restart",), "restart", "run it again when it ends: no, on-failure[:N], always, unless-stopped", "POLICY", parse_restart),
@@ -431,14 +432,14 @@ RUN: tuple[Option, ...] = (
     Option(("--health-start-interval",), "health_start_interval", "time between two checks in that time (5s)", "TIME", parse_duration),
     Option(("--health-retries",), "health_retries", "failures in a row that make it unhealthy (3)", "N", parse_whole),
     Option(("--no-healthcheck",), "no_healthcheck", "run no check, not the image's either", convert=None),
-    Option(("--log-driver",), "log_driver", "json-file, or none: keep nothing", "DRIVER", parse_choice("json-file", "none")),
+    Option(("--log-driver",), "log_driver", "json-file, or none: keep nothing", "DRIVER", Choice(("json-file", "none"))),
     Option(("--log-opt",), "log_opt", "max-size=BYTES of a log file, max-file=N of them", "NAME=VALUE", parse_pair, repeat=True),
     Option(
         ("--pull",),
         "pull",
         "missing, always, never (else: when missing and its registry named)",
         "WHEN",
-        parse_choice("missing", "always", "never"),
+        Choice(("missing", "always", "never")),
     ),
     Option(("--timeout",), "timeout", "stop it after this long", "TIME", parse_duration),
     Option(("--host-ca",), "host_ca", "trust the certificate authorities that this machine trusts beside its distribution's", convert=None),
@@ -492,9 +493,7 @@ BUILD: tuple[Option, ...] = (
     Option(("--pull",), "pull", "ask the registry for a newer base", convert=None),
     Option(("--label",), "label", "set a label on the image", "KEY=VALUE", repeat=True),
     Option(("--network",), "network", "network of RUN steps: host (default), none, bridge, or a name", "NETWORK"),
-    Option(
-        ("--progress",), "progress", "auto, plain, tty, quiet or rawjson", "KIND", parse_choice("auto", "plain", "tty", "quiet", "rawjson")
-    ),
+    Option(("--progress",), "progress", "auto, plain, tty, quiet or rawjson", "KIND", Choice(("auto", "plain", "tty", "quiet", "rawjson"))),
     Option(("-q", "--quiet"), "quiet", "print the image id only", convert=None),
     Option(("--jobs",), "jobs", "how many steps may run at the same time", "N", parse_jobs),
     Option(("--no-cache-filter",), "no_cache_filter", "redo the steps of these stages", "STAGE", repeat=True),

@@ -396,6 +396,9 @@ _ROWS: dict[str, _Row] = {
     "MAINTAINER": _Row(lambda raw: ins.Maintainer(raw.span, raw.text, raw.single("a name")), {}),
 }
 
+FLAGS: Mapping[str, tuple[str, ...]] = {name: tuple(f"--{flag}" for flag in row.flags) for name, row in sorted(_ROWS.items())}
+"""Every instruction, and the flags it takes."""
+
 
 def _check_order(source: SourceText, instructions: tuple[ins.Instruction, ...]) -> None:
     """At least one FROM, and nothing but ARG before the first."""

@@ -6,8 +6,9 @@ import os
 
 import click
 
+from sandbox.cli.completing import complete_containers
 from sandbox.cli.flags import verb
-from sandbox.cli.invocation import complete_containers, engine
+from sandbox.cli.invocation import engine
 from sandbox.cli.running import detach_keys_option, has_terminal, sig_proxy_option, take_part
 from sandbox.cli.terminal import Manner
 from sandbox.errors import InvalidOption

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from sandbox.cli.completing import complete_containers
 from sandbox.cli.filters import Filters, has_label, name_matches, parse_filters
 from sandbox.cli.flags import Converted, given, verb
 from sandbox.cli.formatting import Field, Lines, Listing, age_text, labels_text, quoted, short_id, shortened, show, time_text
 from sandbox.cli.images import format_option, no_trunc_option, quiet_option, refuse_terminal
-from sandbox.cli.invocation import complete_containers, each, engine, write_bytes
+from sandbox.cli.invocation import each, engine, write_bytes
 from sandbox.errors import ContainerNotFound, ImageError, InvalidOption, InvalidReference, NetworkError
 from sandbox.options import RUN, RunOptions, parse_duration, parse_signal
 

@@ -17,9 +17,10 @@ from typing import IO, TYPE_CHECKING, Literal
 import click
 import msgspec
 
+from sandbox.cli.completing import complete_places
 from sandbox.cli.flags import verb
 from sandbox.cli.images import refuse_terminal
-from sandbox.cli.invocation import complete_containers, engine
+from sandbox.cli.invocation import engine
 from sandbox.errors import InvalidInput, SandboxError, UnsafeLayer
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class Place(msgspec.Struct, frozen=True):
 
 
 @verb("cp")
-@click.argument("source", metavar="[CONTAINER:]SRC|-", shell_complete=complete_containers)
-@click.argument("target", metavar="[CONTAINER:]DEST|-", shell_complete=complete_containers)
+@click.argument("source", metavar="[CONTAINER:]SRC|-", shell_complete=complete_places)
+@click.argument("target", metavar="[CONTAINER:]DEST|-", shell_complete=complete_places)
 @click.option("-a", "--archive", is_flag=True, help="Keep owners when copying into a container.")
 @click.option("-L", "--follow-link", is_flag=True, help="Copy what SRC points to and not the link.")
 @click.option("-q", "--quiet", is_flag=True, expose_value=False, help="As docker's; nothing is printed anyway.")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sandbox.cli.completing import complete_images
 from sandbox.cli.flags import verb
-from sandbox.cli.invocation import complete_images, engine
+from sandbox.cli.invocation import engine
 from sandbox.cli.registry import compression_options, terms_of
 
 if TYPE_CHECKING:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 from msgspec.structs import replace
 
+from sandbox.cli.completing import values_of
 from sandbox.errors import InvalidOption
 from sandbox.options import Option
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Made = TypeVar("Made", bound=msgspec.Struct)
 
@@ -38,9 +42,10 @@ def option_of(row: Option) -> click.Option:
     """One row as a click option; a flag that was not given leaves None."""
     if row.is_switch:
         return click.Option([*row.names, row.field], is_flag=True, default=None, help=row.help)
-    convert = row.convert or str
-    kind = Converted(convert, row.field)
-    return click.Option([*row.names, row.field], type=kind, multiple=row.repeat, metavar=row.metavar, help=row.help)
+    kind = Converted(row.convert or str, row.field)
+    return click.Option(
+        [*row.names, row.field], type=kind, multiple=row.repeat, metavar=row.metavar, help=row.help, shell_complete=values_of(row)
+    )
 
 
 def given(made: Made, values: Mapping[str, object]) -> Made:
@@ -63,6 +68,11 @@ class VerbCommand(click.Command):
                 opposites.update(zip(param.opts, param.secondary_opts, strict=False))
         plain = plain_switches(args, switches, valued, interspersed=ctx.allow_interspersed_args, opposites=opposites)
         return super().parse_args(ctx, plain)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Flags, as far as they go on this line: after `run IMAGE` they are the program's."""
+        given = any(isinstance(param, click.Argument) and ctx.params.get(param.name or "") for param in self.params)
+        return [] if given and not ctx.allow_interspersed_args else super().shell_complete(ctx, incomplete)
 
 
 def plain_switches(

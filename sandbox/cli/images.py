@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
+from sandbox.cli.completing import complete_images
 from sandbox.cli.filters import Filters, has_label, is_true, parse_filters, reference_matches
 from sandbox.cli.flags import verb
 from sandbox.cli.formatting import Field, Lines, Listing, age_text, short_id, shortened, show, size_text, time_text
-from sandbox.cli.invocation import complete_images, each, engine
+from sandbox.cli.invocation import each, engine
 from sandbox.errors import InvalidOption
 
 if TYPE_CHECKING:

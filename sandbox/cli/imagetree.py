@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import click
 
+from sandbox.cli.completing import complete_images
 from sandbox.cli.flags import verb
 from sandbox.cli.formatting import LayerForest, Lines, aligned, short_id, shortened, show, size_text
-from sandbox.cli.invocation import complete_images, engine
+from sandbox.cli.invocation import engine
 from sandbox.cli.templates import go_json
 from sandbox.image.layertree import Layer
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.completing import complete_containers, complete_everything, complete_images
 from sandbox.cli.failures import show_error
 from sandbox.cli.flags import verb
 from sandbox.cli.formatting import Facts as Told
 from sandbox.cli.formatting import Lines, is_taken, show
-from sandbox.cli.invocation import complete_containers, complete_images, engine
+from sandbox.cli.invocation import engine
 from sandbox.cli.templates import Template, go_json
 from sandbox.errors import ContainerNotFound, ImageNotFound, InvalidReference, NetworkNotFound, SandboxError, VolumeNotFound
 
@@ -26,7 +27,7 @@ format_option = click.option("-f", "--format", metavar="FORMAT", help="json, or 
 
 
 @verb("inspect")
-@click.argument("names", nargs=-1, required=True, metavar="NAME|ID...", shell_complete=complete_containers)
+@click.argument("names", nargs=-1, required=True, metavar="NAME|ID...", shell_complete=complete_everything)
 @click.option("--type", "kind", type=click.Choice(["container", "image"]), help="Look only for this kind.")
 @format_option
 def inspect(names: Sequence[str], kind: str | None, format: str | None) -> int:

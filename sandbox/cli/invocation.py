@@ -14,8 +14,6 @@ import click
 from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from sandbox.engine import Engine
 
 
@@ -100,25 +98,3 @@ def write_bytes(data: bytes, fd: int = 1) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def complete_images(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 (click's signature)
-    """Image names for the shell."""
-    from click.shell_completion import CompletionItem
-
-    from sandbox.engine import Engine
-
-    with Engine(state_directory(ctx)) as opened:
-        names = [f"{row.repository}:{row.tag}" for row in opened.images() if row.repository]
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
-def complete_containers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001 (click's signature)
-    """Container names for the shell."""
-    from click.shell_completion import CompletionItem
-
-    from sandbox.engine import Engine
-
-    with Engine(state_directory(ctx)) as opened:
-        found = opened.containers(all=True)
-    return [CompletionItem(c.name, help=c.status) for c in found if c.name.startswith(incomplete)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sandbox.cli.completing import complete_images, complete_manifests
 from sandbox.cli.flags import verb
 from sandbox.cli.formatting import Facts, Field, Listing, show
 from sandbox.cli.images import format_option
@@ -59,7 +60,7 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
 
 @verb("create")
 @click.argument("name", metavar="LIST")
-@click.argument("images", nargs=-1, metavar="[IMAGE...]")
+@click.argument("images", nargs=-1, metavar="[IMAGE...]", shell_complete=complete_images)
 @click.option("-a", "--amend", is_flag=True, help="Add to a list that is there.")
 @click.option("--all", "everything", is_flag=True, help="Of an index: the images of all platforms.")
 @click.option("--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="An annotation of the list.")
@@ -76,8 +77,8 @@ def create(
 
 
 @verb("add")
-@click.argument("name", metavar="LIST")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("name", metavar="LIST", shell_complete=complete_manifests)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=complete_images)
 @click.option("--all", "everything", is_flag=True, help="Of an index: the images of all platforms.")
 @_note_options
 @registry_options
@@ -95,7 +96,7 @@ def add(
 
 
 @verb("annotate")
-@click.argument("name", metavar="LIST")
+@click.argument("name", metavar="LIST", shell_complete=complete_manifests)
 @click.argument("wanted", metavar="DIGEST|IMAGE")
 @_note_options
 def annotate(
@@ -109,7 +110,7 @@ def annotate(
 
 
 @verb("inspect")
-@click.argument("name", metavar="LIST|NAME")
+@click.argument("name", metavar="LIST|NAME", shell_complete=complete_manifests)
 @registry_options
 def inspect(name: str, tls_verify: bool | None, authfile: Path | None, creds: str | None) -> None:
     """Show a list as the index it is, else what a registry has under this name (docker://NAME: in any case)."""
@@ -145,7 +146,7 @@ def ls(format: str | None) -> None:
 
 
 @verb("push")
-@click.argument("name", metavar="LIST")
+@click.argument("name", metavar="LIST", shell_complete=complete_manifests)
 @click.argument("target", required=False, metavar="[DESTINATION]")
 @click.option("--all", is_flag=True, expose_value=False, help="As podman's; the images always go along.")
 @click.option("-p", "--purge", "--rm", is_flag=True, help="Remove the list afterwards.")
@@ -172,7 +173,7 @@ def push(
 
 
 @verb("remove")
-@click.argument("name", metavar="LIST")
+@click.argument("name", metavar="LIST", shell_complete=complete_manifests)
 @click.argument("wanted", nargs=-1, required=True, metavar="DIGEST|IMAGE...")
 def remove(name: str, wanted: Sequence[str]) -> int:
     """Take images out of a list."""
@@ -186,7 +187,7 @@ def remove(name: str, wanted: Sequence[str]) -> int:
 
 
 @verb("rm")
-@click.argument("names", nargs=-1, required=True, metavar="LIST...")
+@click.argument("names", nargs=-1, required=True, metavar="LIST...", shell_complete=complete_manifests)
 def rm(names: Sequence[str]) -> int:
     """Remove lists; images stay."""
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import click
 import msgspec
 
+from sandbox.cli.completing import complete_networks
 from sandbox.cli.flags import Converted, verb
 from sandbox.cli.formatting import Field, Lines, Listing, labels_text, show, time_text
 from sandbox.cli.images import format_option
@@ -19,7 +20,7 @@ from sandbox.engine import Engine
 from sandbox.options import parse_pair
 from sandbox.runtime.network.networks import Network
 
-names_argument = click.argument("names", nargs=-1, required=True, metavar="NETWORK...")
+names_argument = click.argument("names", nargs=-1, required=True, metavar="NETWORK...", shell_complete=complete_networks)
 
 
 class Shown(msgspec.Struct, frozen=True):

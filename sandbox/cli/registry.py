@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from sandbox.cli.completing import complete_images
 from sandbox.cli.flags import verb
-from sandbox.cli.invocation import complete_images, engine
+from sandbox.cli.invocation import engine
 from sandbox.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def terms_of(tls_verify: bool | None, authfile: Path | None, creds: str | None) 
 
 
 @verb("pull")
-@click.argument("name", metavar="NAME[:TAG|@DIGEST]")
+@click.argument("name", metavar="NAME[:TAG|@DIGEST]", shell_complete=complete_images)
 @click.option("-a", "--all-tags", is_flag=True, help="Every tag of the repository.")
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="For another platform than this machine's.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the name only.")

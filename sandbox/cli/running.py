@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import click
 from msgspec.structs import replace
 
+from sandbox.cli.completing import complete_containers, complete_images
 from sandbox.cli.flags import Converted, given, verb
 from sandbox.cli.formatting import is_taken
-from sandbox.cli.invocation import complete_containers, complete_images, each, engine, starting_engine, write_bytes
+from sandbox.cli.invocation import each, engine, starting_engine, write_bytes
 from sandbox.cli.terminal import ATTACHED, Manner, SignalProxy, Stdio, followed_window, parse_detach_keys
 from sandbox.errors import InvalidOption
 from sandbox.options import RUN, RunOptions, parse_env_file, with_environment

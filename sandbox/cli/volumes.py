@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from sandbox.cli.completing import complete_volumes
 from sandbox.cli.filters import Filters, has_label, is_true, name_matches, parse_filters
 from sandbox.cli.flags import Converted, verb
 from sandbox.cli.formatting import Field, Lines, Listing, labels_text, show, size_text
@@ -20,7 +21,7 @@ from sandbox.engine import Engine
 from sandbox.options import parse_pair
 from sandbox.volumes import Volume
 
-names_argument = click.argument("names", nargs=-1, required=True, metavar="VOLUME...")
+names_argument = click.argument("names", nargs=-1, required=True, metavar="VOLUME...", shell_complete=complete_volumes)
 
 
 class Shown(msgspec.Struct, frozen=True):

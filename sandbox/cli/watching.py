@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from sandbox.cli.completing import complete_containers
 from sandbox.cli.containers import name_argument
 from sandbox.cli.flags import verb
 from sandbox.cli.formatting import Field, Listing, Table, is_taken, memory_text, short_id, show
 from sandbox.cli.images import format_option, no_trunc_option
-from sandbox.cli.invocation import complete_containers, engine
+from sandbox.cli.invocation import engine
 from sandbox.errors import ContainerNotFound, WrongState
 
 if TYPE_CHECKING:

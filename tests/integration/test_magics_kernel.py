@@ -154,6 +154,12 @@ def test_tab_offers_flags_images_and_instructions(kernel: Kernel) -> None:
     assert "localhost/box" in kernel.offers("%%container --rm local")
     assert kernel.offers("%%dockerfile\nFROM localhost/box\nEN") == ["ENTRYPOINT ", "ENV "]
     assert "images" in kernel.offers("%container im")
+    assert kernel.offers("%container image l") == ["load", "ls"]
+    assert kernel.offers("%%container --network=n") == ["none"]
+    kernel.run("own_variable = 1\n%container volume create kept")
+    assert kernel.offers("%%container -i own_v") == ["own_variable"]
+    assert kernel.offers("%%container -v k") == kernel.offers("%container volume rm k") == ["kept"]
+    kernel.run("%container volume rm kept")
     assert "sys" in kernel.offers("import sy")
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from magics import build_cells, cells
 from magics.build_cells import BUILD_ROWS, parse_build
-from magics.cells import EXEC_ROWS, RUN_ROWS, parse_exec, parse_run
-from magics.completion import Names, offer
+from magics.cells import DOCKER_ROWS, EXEC_ROWS, RUN_ROWS, parse_exec, parse_run
+from magics.completion import offer
 from magics.languages import ImageFacts, choose
 from magics.words import Namespace, join_continuations, split_line
+from sandbox.cli.completing import Names
 from sandbox.errors import InvalidOption
 from sandbox.options import Option
 
@@ -120,6 +123,7 @@ def test_no_shell_and_nothing_named_is_an_error() -> None:
 ALL_ROWS = [
     *(("%%container", row) for row in RUN_ROWS),
     *(("%%container exec", row) for row in EXEC_ROWS),
+    *(("%%docker run", row) for row in DOCKER_ROWS),
     *(("%%dockerfile", row) for row in BUILD_ROWS),
     *(("%install", row) for row in build_cells.INSTALL_ROWS),
 ]
@@ -128,7 +132,7 @@ ALL_ROWS = [
 @pytest.mark.parametrize(("magic", "row"), ALL_ROWS, ids=lambda value: value.names[-1] if isinstance(value, Option) else value)
 def test_every_flag_is_helped_with_and_completed(magic: str, row: Option) -> None:
     text = {**cells.USAGES, **build_cells.USAGES}[magic].text()
-    offered = offer(f"{magic} -", 0, len(magic) + 2, Names(tuple, tuple, tuple))
+    offered = offer(f"{magic} -", 0, len(magic) + 2, Names())
     assert offered is not None
     for name in row.names:
         assert f"{name}" in text
@@ -141,25 +145,82 @@ def test_help_is_readable() -> None:
         assert max(map(len, usage.text().split("\n"))) <= 132, usage.synopsis
 
 
+THERE = Names(
+    images=lambda: ["image-a"],
+    containers=lambda: ["box"],
+    networks=lambda: ["lan"],
+    volumes=lambda: ["data"],
+    sessions=lambda: ["warm"],
+    variables=lambda: ["df", "mydata"],
+)
+ON_LINES = [
+    ("%%container ima", ("image-a",)),
+    ("%%container ex", ("exec",)),
+    ("%%container exec bo", ("box",)),
+    ("%%container run ima", ("image-a",)),
+    ("%%container -m ", None),
+    ("%%container image-a --n", None),
+    ("%%container -e 'A B' ima", ("image-a",)),
+    ("%%container --network l", ("lan",)),
+    ("%%container --network=l", ("lan",)),
+    ("%%container -v d", ("data",)),
+    ("%%container --session w", ("warm",)),
+    ("%%container -i df,my", ("df,mydata",)),
+    ("%%container --rm \\\n  --memory-r", ("--memory-reservation",)),
+    ("%%sandbox --pull m", ("missing",)),
+    ("%%docker ru", ("run",)),
+    ("%%docker run -i ima", ("image-a",)),
+    ("%%docker exec bo", ("box",)),
+    ("%%docker ps ", None),
+    ("%container sto", ("stop",)),
+    ("%container logs bo", ("box",)),
+    ("%container image l", ("load", "ls")),
+    ("%container network rm ", ("lan",)),
+    ("%container volume inspect ", ("data",)),
+    ("%container cp ", ("box:",)),
+    ("%container images --js", ("--json",)),
+    ("%container run --js", None),
+    ("%container reset ", ("warm",)),
+    ("%container nosuch ", None),
+    ("found = %container imag", ("images", "image")),
+    ("!docker imag", ("images", "image")),
+    ("x = !docker run --pull a", ("always",)),
+    ("x = 1\n%container sto", ("stop",)),
+    ("%install p", ("pip",)),
+    ("%dockerfile ", ("export", "import")),
+    ("import os", None),
+    ("%%container image-a\nEN", None),
+]
+IN_DOCKERFILES = [
+    ("WOR", ("WORKDIR ",)),
+    ("ONBUILD EN", ("ENTRYPOINT ", "ENV ")),
+    ("FROM a AS one\nCOPY --from=o", ("one",)),
+    ("FROM a AS one\nCOPY --ch", ("--chown=", "--chmod=")),
+    ("FROM a AS one\nRUN --mount=type=ca", ("cache",)),
+    ("FROM a AS one\nRUN --mount=type=bind,from=o", ("one",)),
+    ("FROM ima", ("image-a",)),
+    ("FROM image-a a", ("AS",)),
+    ("FROM a\nRUN true && \\\n  EN", ("EN",)),
+    ("FROM a\nRUN <<EOF\nEN", ("EN",)),
+    ("FROM a\nRUN <<EOF\nEN\nEOF\nUSE", ("USER ",)),
+    ("FROM a\nRUN ", None),
+]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [
-        ("%%container ima", ("image-a",)),
-        ("%%container exec bo", ("box",)),
-        ("%%container -m ", None),
-        ("%container st", ("start", "stop")),
-        ("%container logs bo", ("box",)),
-        ("%install p", ("pip",)),
-        ("%dockerfile ", ("export", "import")),
-        ("%%dockerfile\nWOR", ("WORKDIR ",)),
-        ("%%dockerfile\nFROM a AS one\nCOPY --from=o", ("--from=one",)),
-        ("%%dockerfile\nFROM ima", ("image-a",)),
-        ("x = 1\n%container sto", ("stop",)),
-        ("import os", None),
-    ],
+    [*ON_LINES, *((f"%%dockerfile\n{text}", found) for text, found in IN_DOCKERFILES), ("%%docker build\nWOR", ("WORKDIR ",))],
 )
 def test_tab_offers(text: str, expected: tuple[str, ...] | None) -> None:
-    names = Names(lambda: ["image-a"], lambda: ["box"], lambda: ["start", "stop", "logs"])
     lines = text.split("\n")
-    found = offer(text, len(lines) - 1, len(lines[-1]), names)
+    found = offer(text, len(lines) - 1, len(lines[-1]), THERE)
     assert (found.texts if found else None) == expected
+
+
+def test_tab_offers_files_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "settings.env").touch()
+    (tmp_path / "src").mkdir()
+    text = f"%%container --env-file {tmp_path}/s"
+    found = offer(text, 0, len(text), THERE)
+    assert found is not None
+    assert found.texts == (f"{tmp_path}/settings.env", f"{tmp_path}/src/")
