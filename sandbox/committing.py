@@ -12,6 +12,7 @@ import msgspec
 from sandbox.build.changes import apply_changes
 from sandbox.build.memory import Memory
 from sandbox.build.times import now
+from sandbox.errors import SetupFailed
 from sandbox.image.apply import apply_tar
 from sandbox.image.layers import write_tar
 from sandbox.image.reference import Reference
@@ -20,7 +21,8 @@ from sandbox.launch import split_env
 from sandbox.oci import Digest, History, ImageConfig, RootFS, RunConfig
 from sandbox.records import Record, State
 from sandbox.runtime.host_ca import is_ours
-from sandbox.runtime.init import files
+from sandbox.runtime.init import files, owned
+from sandbox.runtime.spec import Rootfs
 
 
 class Words(msgspec.Struct, frozen=True):
@@ -35,10 +37,8 @@ def commit(root: Path, store: Store, record: Record, state: State, tag: str | No
     """The image: the container's own image and one layer more; named `tag` if given. DockerfileError for a wrong change."""
     base = store.find(record.image_id).config.value
     chain = Digest(record.chain) if record.chain else None
-    with store.shared(), store.draft() as draft, tempfile.TemporaryFile(dir=root) as copy:
-        write_tar(record.spec.rootfs.upper, copy, record.spec.rootfs.lowers)
-        copy.seek(0)
-        apply_tar(copy, draft.upper)
+    with store.shared(), store.draft() as draft:
+        _take(record.spec.rootfs, draft.upper, root)
         files.remove_stubs(str(draft.upper), state.facts.get("stubs", []))
         snapshot = store.commit(draft, chain)
         config = _config(root, store, base.config, record, words.changes)
@@ -46,6 +46,18 @@ def commit(root: Path, store: Store, record: Record, state: State, tag: str | No
         if tag:
             store.tag(Reference.parse(tag), image)
     return image
+
+
+def _take(rootfs: Rootfs, into: Path, scratch: Path) -> None:
+    """A copy of what the container changed, in an empty directory."""
+    if os.geteuid() != 0 and owned.needs_harvest(rootfs.upper):  # while it runs, its other users' files are out of our reach
+        if not owned.spawn("copy", rootfs.upper, str(into)):
+            raise SetupFailed("commit: the files of its users could not be copied", hint="stop the container first")
+        return
+    with tempfile.TemporaryFile(dir=scratch) as copy:
+        write_tar(rootfs.upper, copy, rootfs.lowers)
+        copy.seek(0)
+        apply_tar(copy, into)
 
 
 def _committed(base: ImageConfig, record: Record, diff_id: str | None, words: Words, config: RunConfig) -> ImageConfig:

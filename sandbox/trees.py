@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from sandbox.errors import SetupFailed
 from sandbox.image.owners import give, owner_of
 from sandbox.image.tree import Tree, is_whiteout
+from sandbox.runtime.init import owned
 
 Row = TypeVar("Row")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -17,15 +19,23 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 def changes(upper: Path, lower: Tree) -> Iterator[tuple[Literal["A", "C", "D"], str]]:
     """docker diff: every path of the upper directory, and what it means above the image."""
-    for directory, names, others in os.walk(upper):
-        names.sort()
-        inside = "/" + os.path.relpath(directory, upper).removeprefix(".").lstrip("/")
-        for name in sorted([*names, *others]):
-            path = os.path.join(inside, name)
-            if is_whiteout(os.lstat(os.path.join(directory, name))):
-                yield "D", path
-            else:
-                yield ("C" if lower.lookup(path) else "A"), path
+    for path, is_removed in sorted(_below(upper), key=lambda row: row[0].rpartition("/")[::2]):
+        yield "D" if is_removed else "C" if lower.lookup(path) else "A", path
+
+
+def _below(upper: Path) -> list[tuple[str, bool]]:
+    """Every path below, and whether it is a whiteout."""
+    if os.geteuid() == 0 or not owned.needs_harvest(str(upper)):
+        found = ((directory, name) for directory, *names in os.walk(upper) for name in (*names[0], *names[1]))
+        paths = (os.path.join(directory, name) for directory, name in found)
+        return [(path[len(str(upper)) :], is_whiteout(os.lstat(path))) for path in paths]
+    import tempfile  # with shutil, and so bz2 and lzma
+
+    with tempfile.NamedTemporaryFile() as names:  # while it runs, its other users' files are out of our reach
+        if not owned.spawn("names", str(upper), names.name):
+            raise SetupFailed("the files of its users could not be listed", hint="stop the container first")
+        rows = names.read().split(b"\0")[:-1]
+    return [(os.fsdecode(row[1:]), row[:1] == b"D") for row in rows]
 
 
 def populate(tree: Tree, path: str, target: Path) -> None:

@@ -19,6 +19,7 @@ import msgspec
 
 from sandbox.build.transfer import ROOT, LayerWriter, Manner, Owner
 from sandbox.errors import BuildError, UnsafeLayer
+from sandbox.image.owners import keep_owner
 from sandbox.image.tree import Entry
 
 _BLOCK = 512
@@ -140,7 +141,9 @@ class _Unpacker(msgspec.Struct):
     def _other(self, member: tarfile.TarInfo, path: str, archive: tarfile.TarFile) -> None:
         place = self.writer.place(path)
         if member.islnk():
-            os.link(self._linked(member), place, follow_symlinks=False)
+            linked = self._linked(member)
+            os.link(linked, place, follow_symlinks=False)
+            keep_owner(linked, place)
             return
         if member.issym():
             os.symlink(member.linkname, place)

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import IO, cast
 
 from sandbox.errors import InvalidImage, UnsafeLayer, Unsupported
-from sandbox.image.owners import CAPABILITY_NOTE, NOTE, give, give_xattr, owner_of
+from sandbox.image.owners import CAPABILITY_NOTE, NOTE, give, give_xattr, keep_owner, owner_of
 from sandbox.image.plain import decompressed
 from sandbox.image.tarinput import STREAM_ERRORS, CappedInfo, Forward
 from sandbox.image.tree import OPAQUE, Entry, Tree, is_opaque, is_whiteout
@@ -234,6 +234,7 @@ class _Applier:
         except FileNotFoundError as err:
             message = f"layer entry {member.name!r}: a hard link to {member.linkname!r}, which is not in this layer"
             raise UnsafeLayer(message, path=member.name) from err
+        keep_owner(f"/proc/self/fd/{other}/{target[-1]}", f"/proc/self/fd/{parent}/{name}")
 
     def _finish(self, fd: int, member: tarfile.TarInfo) -> None:
         """Owner before mode: chown clears the setuid bit."""

@@ -1,20 +1,28 @@
 """Owners of a layer's files, also where Linux lets us give none.
 
 Without privileges every file is ours and stands for the image's root (user_namespaces(7): one id is mapped). The owner that a layer
-names is noted beside the file, so that the layer leaves as it came; inside a container the file is root's. Links and special files
-can hold no note (xattr(7)): they become root's.
+names is noted beside the file, so that the layer leaves as it came; inside a container of a user without subordinate ids the file is
+root's. Symbolic links and special files can hold no attribute (xattr(7)): their directory's holds their owners.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import stat
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
+Owner = tuple[int, int]
+log = logging.getLogger(__name__)
 NOTE = "user.sandbox.owner"
-"""`uid:gid` of a file that is not root's; never of an image: a layer's own attribute of this name is dropped."""
-
-
+"""`uid:gid` of a file that is not root's; never of an image: a layer's own attribute that begins so is dropped."""
+LINKS_NOTE = "user.sandbox.owners"
+"""Of a directory, whose its symbolic links and special files are: `uid:gid`, then those of other owners, each `NUL uid:gid name`."""
+_LONGEST = 1024
+"""A longer one is put anew, with what most of them are in front: ext4 has 4 KiB for all attributes of a file."""
+_ROOT = (0, 0)
 CAPABILITY_NOTE = "user.sandbox.capability"
 """As well, a program's `security.capability`: it needs CAP_SETFCAP to be given."""
 CAPABILITY = "security.capability"
@@ -40,9 +48,17 @@ def give(place: str | int, uid: int, gid: int) -> None:
         os.lchown(place, uid, gid)
 
 
+def keep_owner(place: str, name: str) -> None:
+    """A second name of the same file has the same owner; only for links and special files that is not so by itself."""
+    if os.geteuid() != 0 and not can_hold_note(status := os.lstat(place)):
+        give(name, *owner_of(os.fsencode(place), status))
+
+
 def _note(place: str | int, uid: int, gid: int) -> None:
     status = os.fstat(place) if isinstance(place, int) else os.lstat(place)
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+    if not can_hold_note(status):
+        if isinstance(place, str):  # nobody opens these by descriptor
+            _note_link(*os.path.split(place), (uid, gid))
         return
     if (uid, gid) != (0, 0):
         os.setxattr(place, NOTE, f"{uid}:{gid}".encode())
@@ -50,7 +66,7 @@ def _note(place: str | int, uid: int, gid: int) -> None:
         os.removexattr(place, NOTE)
 
 
-def owner_of(place: bytes, status: os.stat_result) -> tuple[int, int]:
+def owner_of(place: bytes, status: os.stat_result) -> Owner:
     """The owner in the image of what `place` is."""
     uid = os.geteuid()
     if uid == 0:
@@ -58,15 +74,66 @@ def owner_of(place: bytes, status: os.stat_result) -> tuple[int, int]:
     if NOTE in os.listxattr(place, follow_symlinks=False):
         noted = os.getxattr(place, NOTE, follow_symlinks=False).decode("ascii").split(":")
         return int(noted[0]), int(noted[1])
-    if (status.st_uid, status.st_gid) == (uid, os.getegid()):
-        return 0, 0
-    return inside(status.st_uid, status.st_gid)
+    if (status.st_uid, status.st_gid) != (uid, os.getegid()):
+        return inside(status.st_uid, status.st_gid)
+    return _ROOT if can_hold_note(status) else _links_owner(*os.path.split(place))
 
 
-def _root_is_us(uid: int, gid: int) -> tuple[int, int]:
+def can_hold_note(status: os.stat_result) -> bool:
+    """Whether Linux lets such a file have attributes of a user."""
+    return stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+
+
+def _links_owner(directory: bytes, name: bytes) -> Owner:
+    most, others = links_noted(directory)
+    return others.get(name, most)
+
+
+def links_noted(directory: str | bytes) -> tuple[Owner, dict[bytes, Owner]]:
+    """Whose a directory's links and special files are: those of most, and of the others by name."""
+    if LINKS_NOTE not in os.listxattr(directory):
+        return _ROOT, {}
+    most, *rows = os.getxattr(directory, LINKS_NOTE).split(b"\0")
+    return _numbers(most), {name: _numbers(owner) for owner, _, name in (row.partition(b" ") for row in rows)}
+
+
+def _numbers(owner: bytes) -> Owner:
+    uid, _, gid = owner.partition(b":")
+    return int(uid), int(gid)
+
+
+def _note_link(directory: str, name: str, owner: Owner) -> None:
+    most, others = links_noted(directory)
+    key = os.fsencode(name)
+    if others.get(key, most) == owner:
+        return
+    others[key] = owner
+    note = _written(most, others)
+    if len(note) > _LONGEST:
+        note = _summed_up(directory, most, others)
+    try:
+        os.setxattr(directory, LINKS_NOTE, note)
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):
+            raise
+        log.warning("%s: too many links of different owners in one directory; it is %d:%d's", name, *most)
+
+
+def _written(most: Owner, others: Mapping[bytes, Owner]) -> bytes:
+    rows = [b"%d:%d %b" % (*owner, name) for name, owner in sorted(others.items()) if owner != most]
+    return b"\0".join((b"%d:%d" % most, *rows))
+
+
+def _summed_up(directory: str, most: Owner, others: Mapping[bytes, Owner]) -> bytes:
+    with os.scandir(os.fsencode(directory)) as entries:
+        owners = {each.name: others.get(each.name, most) for each in entries if not can_hold_note(each.stat(follow_symlinks=False))}
+    return _written(Counter(owners.values()).most_common(1)[0][0], owners)
+
+
+def _root_is_us(uid: int, gid: int) -> Owner:
     return 0 if uid == os.geteuid() else uid, 0 if gid == os.getegid() else gid
 
 
-inside: Callable[[int, int], tuple[int, int]] = _root_is_us
+inside: Callable[[int, int], Owner] = _root_is_us
 """The image's ids of a file that bears no note: a container that runs gives files to subordinate ids, of which this package knows
 nothing: the engine puts the runtime's way here."""

@@ -3,6 +3,7 @@ only root could remove. Without such ids everything inside is root's, and the do
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -13,14 +14,40 @@ import pytest
 
 from sandbox import Engine
 from sandbox.runtime.init import subids
+from tests.support import image_verify
+from tests.support.command_line import command_line
 from tests.support.host import requires
 from tests.support.ordinary_user import OrdinaryUser, Say, give_subordinate_ids, ordinary_user, others_files, speaker, state
 
 pytestmark = [requires("root", "userns", "overlay", "tool:busybox", "tool:newuidmap"), pytest.mark.xdist_group("ordinary user")]
 
-MAKE = "mkdir -p /d/e; echo secret > /d/e/f; chown -R 1000:1001 /d; chmod 700 /d; touch /s; chown 33:34 /s; chmod 4755 /s"
-SHOW = "stat -c '%a %u %g %n' /d /d/e /d/e/f /s"
-SHOWN = "700 1000 1001 /d\n755 1000 1001 /d/e\n644 1000 1001 /d/e/f\n4755 33 34 /s\n"
+LINKS = "ln -s f /d/e/l; chown -h 5:6 /d/e/l; mkfifo -m 600 /d/e/p; chown 7:8 /d/e/p; ln -s f /d/e/r; chown -h 0:0 /d/e/r"
+MAKE = f"mkdir -p /d/e; echo secret > /d/e/f; chown -R 1000:1001 /d; {LINKS}; chmod 700 /d; touch /s; chown 33:34 /s; chmod 4755 /s"
+SHOW = "stat -c '%a %u %g %n' /d /d/e /d/e/f /d/e/l /d/e/p /d/e/r /s"
+SHOWN = """700 1000 1001 /d
+755 1000 1001 /d/e
+644 1000 1001 /d/e/f
+777 5 6 /d/e/l
+600 7 8 /d/e/p
+777 0 0 /d/e/r
+4755 33 34 /s
+"""
+CHANGES = (
+    "mkdir -p /d/own; touch /d/own/f; ln /d/own/f /d/own/g; chown -R 5:6 /d; ln -s x /d/l; chown -h 9:9 /d/l; chmod 700 /d/own;"
+    " touch /s; chown 7 /s; rm /etc/passwd; mkfifo /f; cat /f"
+)
+STATS = "stat -c '%u %g %h' /d/own/f /d/l /s"
+OF_MANY_OWNERS = f"""FROM box AS made
+RUN {MAKE}
+RUN mkdir /m; i=0; while test $i -lt 200; do ln -s x /m/a-name-longer-than-most-$i; i=$((i+1)); done; chown -h 5:6 /m/*; \\
+    ln -s x /m/of-7; chown -h 7:7 /m/of-7; ln -s x /m/of-root; ln /m/of-7 /m/linked
+FROM box
+COPY --from=made /d /d
+COPY --from=made /m /m
+COPY --from=made --chown=9:9 /m /n
+RUN ln -s y /d/e/new; chown -h 11:12 /d/e/new; rm /d/e/l; mv /m/of-7 /m/moved; chown -h 13 /m/of-root
+"""
+"""Links of one owner, of several, and of so many names that they do not fit into an attribute."""
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +106,14 @@ def test_an_exec_may_be_another_user_and_chown(say: Say) -> None:
 def test_one_that_runs_can_be_committed_and_copied_into(say: Say, ordinary_user: OrdinaryUser) -> None:
     given = ordinary_user.home / "given"
     given.write_text("given\n")
-    say("run", "-d", "--name", "runs", "box", "sh", "-c", "mkdir /d; chown 5:6 /d; touch /s; chown 7 /s; mkfifo /f; cat /f", check=True)
+    say("run", "-d", "--name", "runs", "box", "sh", "-c", CHANGES, check=True)
     try:
         say("exec", "runs", "sh", "-c", "until test -p /f; do :; done", check=True)
         say("cp", str(given), "runs:/d/given", check=True)
         say("commit", "runs", "committed", check=True)
-        done = say("run", "--rm", "committed", "sh", "-c", "stat -c '%u %g' /d /s; cat /d/given", check=True)
-        assert done.stdout == "5 6\n7 0\ngiven\n"
+        done = say("run", "--rm", "committed", "sh", "-c", f"{STATS}; cat /d/given; ! ls /etc/passwd", check=True)
+        assert done.stdout == "5 6 2\n9 9 1\n7 0 1\ngiven\n"
+        assert "/d/own/f" in say("diff", "runs", check=True).stdout
     finally:
         say("rm", "-f", "runs", check=True)
     say("rmi", "-f", "committed", check=True)
@@ -109,6 +137,21 @@ def test_a_layer_leaves_with_the_owners_that_a_step_gave(say: Say, ordinary_user
     say("prune", "-f", check=True)
     owned = [path for path in (state(ordinary_user) / "owned").glob("*/*") if path.is_dir()]
     assert owned == []
+
+
+def test_a_layers_digest_is_the_one_that_root_gets(say: Say, ordinary_user: OrdinaryUser, busybox_tar: Path) -> None:
+    context = ordinary_user.home / "digest-context"
+    context.mkdir()
+    (context / "Dockerfile").write_text(OF_MANY_OWNERS)
+    words = ("--build-arg", "SOURCE_DATE_EPOCH=1700000000", str(context))
+    say("build", "-q", "-t", "users", *words, check=True)
+    users = json.loads(say("inspect", "-f", "{{json .RootFS.Layers}}", "users", check=True).stdout)
+    with command_line(ordinary_user.home / "roots-own", (busybox_tar, "box")) as root:
+        root.ok("build", "-q", "-t", "roots", *words)
+        assert users[1:] == root.json("inspect", "-f", "{{json .RootFS.Layers}}", "roots")[1:]
+    assert image_verify.broken(state(ordinary_user)) == []
+    say("rmi", "-f", "users", check=True)
+    say("prune", "-f", check=True)
 
 
 @pytest.mark.parametrize("how", ["rm", "prune", "start"])

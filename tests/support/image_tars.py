@@ -13,6 +13,8 @@ from pathlib import Path
 
 _TYPES = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5", stat.S_IFIFO: b"6"}
 _OPAQUE = "user.overlay.opaque"
+_OURS = ("user.overlay.", "user.sandbox.")
+_MEANT = {"user.sandbox.capability": "security.capability"}
 
 
 def layer_tar(upper: Path, lowers: list[Path]) -> Iterator[bytes]:
@@ -56,9 +58,34 @@ def _shown(lowers: list[bytes], name: bytes) -> bool:
     return False
 
 
+def owner(path: bytes, status: os.stat_result) -> tuple[int, int]:
+    """Whose it is in the image. In an ordinary user's store all is theirs, and stands for root's, or for those of whom is noted at the
+    file itself, or, for what can hold no attribute, at its directory."""
+    if not _is_noted(path):
+        return status.st_uid, status.st_gid
+    directory, name = os.path.split(path)
+    if stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+        note = _attribute(path, "user.sandbox.owner")
+    else:
+        default, *rows = _attribute(directory, "user.sandbox.owners").split(b"\0")
+        note = {row.partition(b" ")[2]: row.partition(b" ")[0] for row in rows}.get(name, default)
+    uid, gid = (note or b"0:0").split(b":")
+    return int(uid), int(gid)
+
+
+def _is_noted(path: bytes) -> bool:
+    """Whether this is in the store of an ordinary user."""
+    store = path.partition(b"/snapshots/")[0]
+    return store != path and os.lstat(store).st_uid != 0
+
+
+def _attribute(path: bytes, name: str) -> bytes:
+    return os.getxattr(path, name) if name in os.listxattr(path) else b""
+
+
 def _entry(name: bytes, path: bytes, status: os.stat_result, seen: dict[int, bytes]) -> Iterator[bytes]:
     kind = stat.S_IFMT(status.st_mode)
-    numbers = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, 0, status.st_mtime_ns // 10**9)
+    numbers = (stat.S_IMODE(status.st_mode), *owner(path, status), 0, status.st_mtime_ns // 10**9)
     device = (os.major(status.st_rdev), os.minor(status.st_rdev)) if kind in (stat.S_IFCHR, stat.S_IFBLK) else (0, 0)
     if kind == stat.S_IFREG and status.st_nlink > 1 and seen.setdefault(status.st_ino, name) != name:
         yield _header(name, b"1", numbers, seen[status.st_ino], device, {})
@@ -74,8 +101,8 @@ def _entry(name: bytes, path: bytes, status: os.stat_result, seen: dict[int, byt
 
 
 def _attributes(path: bytes) -> dict[bytes, bytes]:
-    found = {name: os.getxattr(path, name) for name in os.listxattr(path)}
-    kept = {n: v for n, v in found.items() if n == "security.capability" or (n.startswith("user.") and not n.startswith("user.overlay."))}
+    found = {_MEANT.get(name, name): os.getxattr(path, name) for name in os.listxattr(path)}
+    kept = {n: v for n, v in found.items() if n == "security.capability" or (n.startswith("user.") and not n.startswith(_OURS))}
     return {b"SCHILY.xattr." + os.fsencode(name): value for name, value in kept.items()}
 
 

@@ -6,6 +6,7 @@ container uses them, files have the owners themselves: `restore` before, `harves
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -19,8 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
+    Owner = tuple[int, int]
+    Entries = list[tuple[str, os.stat_result]]
+
+_ROOT = (0, 0)
 NOTE = "user.sandbox.owner"
 """As sandbox.image.owners writes it: `uid:gid`."""
+LINKS_NOTE = "user.sandbox.owners"
+"""As well, of a directory: `uid:gid` of most links and special files in it, then `NUL uid:gid name` for each of the others."""
 CAPABILITY_NOTE = "user.sandbox.capability"
 """As well: what is at rest of a file's `security.capability`, which without a user namespace nobody but root may give."""
 _CAPABILITY = "security.capability"
@@ -95,48 +102,93 @@ def needs_harvest(top: str) -> bool:
 
 
 def harvest(top: str) -> None:
-    """Every file becomes root's (the user's, outside), with a note of whose it was. Links and special files can hold none."""
-    for path, status in _below(top):
-        if capability := _capability(path, status):
-            os.setxattr(path, CAPABILITY_NOTE, capability)
-            os.removexattr(path, _CAPABILITY)
-        if (status.st_uid, status.st_gid) != (0, 0):
-            if _can_hold_note(status):
-                os.setxattr(path, NOTE, f"{status.st_uid}:{status.st_gid}".encode())
-            _chown(path, status, 0, 0)
+    """Every file becomes root's (the user's, outside), with a note of whose it was; after a kill it goes on where it was."""
+    for directory, entries in _directories(top):
+        _note_links(directory, entries)
+        for path, status in entries:
+            if capability := _capability(path, status):
+                os.setxattr(path, CAPABILITY_NOTE, capability)
+                os.removexattr(path, _CAPABILITY)
+            if _owner(status) != _ROOT:
+                if _can_hold_note(status):
+                    os.setxattr(path, NOTE, b"%d:%d" % _owner(status))
+                _chown(path, status, *_ROOT)
 
 
 def restore(top: str) -> None:
     """Every file goes to whom its note says."""
-    for path, status in _below(top):
-        if owner := _noted(path, status):
-            _chown(path, status, *owner)
-            os.removexattr(path, NOTE)
-        if capability := _xattr(path, CAPABILITY_NOTE):
-            os.setxattr(path, _CAPABILITY, capability)
-            os.removexattr(path, CAPABILITY_NOTE)
+    noting = []
+    for directory, entries in _directories(top):
+        links = _LinkOwners.of(directory, entries)
+        if links:
+            noting.append(directory)
+        for path, status in entries:
+            if owner := _noted(path, status, links):
+                _chown(path, status, *owner)
+            if _can_hold_note(status):
+                if owner:
+                    os.removexattr(path, NOTE)
+                if capability := _xattr(path, CAPABILITY_NOTE):
+                    os.setxattr(path, _CAPABILITY, capability)
+                    os.removexattr(path, CAPABILITY_NOTE)
+    for directory in noting:  # at last: after a kill everything is given once more
+        os.removexattr(directory, LINKS_NOTE)
 
 
 def twin(source: str, target: str) -> None:
     """A copy of a layer, as containers need it: with owners. What is root's is the same file; a layer that is wholly root's has an empty
     file for a twin."""
-    if not any(_noted(path, status) or _xattr(path, CAPABILITY_NOTE) for path, status in _below(source)):
+    given = {path: owner for directory, entries in _directories(source) for path, owner in _given(directory, entries)}
+    if not given:
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         return
-    directories = []
+    os.mkdir(target)
+    _copy_tree(source, target, lambda path, _: given.get(path))
+
+
+def copy(source: str, target: str) -> None:
+    """Into an empty directory, the files of a container that runs as `harvest` would leave them."""
+    _copy_tree(source, target, lambda _, status: _owner(status))
+    harvest(target)
+
+
+def names(top: str, out: str) -> None:
+    """Into a file, every path below: `D` when it is overlayfs' mark of a removed one, else `-`, the path, NUL."""
+    with open(out, "wb") as file:
+        for path, status in _below(top):
+            if path != top:
+                is_removed = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+                file.write((b"D" if is_removed else b"-") + os.fsencode(path[len(top) :]) + b"\0")
+
+
+def _given(directory: str, entries: Entries) -> Iterator[tuple[str, Owner]]:
+    """Those of a directory's entries that need a file of their own in a twin."""
+    links = _LinkOwners.of(directory, entries)
+    for path, status in entries:
+        if owner := _noted(path, status, links):
+            yield path, owner
+        elif _xattr(path, CAPABILITY_NOTE):
+            yield path, _ROOT
+
+
+def _copy_tree(source: str, target: str, owner_of: Callable[[str, os.stat_result], Owner | None]) -> None:
+    """`owner_of` says whose the copy of a file is; None: the file itself will do. Hard links are kept."""
+    directories, made = [], dict[int, str]()
     for path, status in _below(source):
-        copy = target + path[len(source) :]
-        owner = _noted(path, status)
+        place, owner = target + path[len(source) :], owner_of(path, status)
         if stat.S_ISDIR(status.st_mode):
-            os.mkdir(copy)
-            directories.append((path, copy, status, owner or (0, 0)))
-        elif owner or _xattr(path, CAPABILITY_NOTE):
-            _copy_content(path, copy)
-            _copy_rest(path, copy, status, owner or (0, 0))
+            if path != source:
+                os.mkdir(place)
+            directories.append((path, place, status, owner or _ROOT))
+        elif owner is None or status.st_ino in made:
+            os.link(made.get(status.st_ino, path), place, follow_symlinks=False)
         else:
-            os.link(path, copy, follow_symlinks=False)
-    for path, copy, status, given in reversed(directories):  # the times of a directory, once it is complete
-        _copy_rest(path, copy, status, given)
+            _copy_file(path, place, status)
+            _copy_rest(path, place, status, owner)
+            if status.st_nlink > 1:
+                made[status.st_ino] = place
+    for path, place, status, owner in reversed(directories):  # the times of a directory, once it is complete
+        _copy_rest(path, place, status, owner)
 
 
 def remove(top: str) -> None:
@@ -151,35 +203,90 @@ def remove(top: str) -> None:
         os.rmdir(path)
 
 
-JOBS: dict[str, Callable[..., None]] = {job.__name__: job for job in (harvest, restore, twin, remove)}
+JOBS: dict[str, Callable[..., None]] = {job.__name__: job for job in (harvest, restore, twin, copy, names, remove)}
 
 
-def _below(top: str) -> Iterator[tuple[str, os.stat_result]]:
-    """The directory itself and all below it, a directory before what is in it. No link is followed."""
-    yield top, os.lstat(top)
+def _directories(top: str) -> Iterator[tuple[str, Entries]]:
+    """What is in each directory, from the top (which comes first, by itself) down. No link is followed."""
+    yield "", [(top, os.lstat(top))]
     waiting = [top]
     while waiting:
         directory = waiting.pop()
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                status = entry.stat(follow_symlinks=False)
-                yield entry.path, status
-                if stat.S_ISDIR(status.st_mode):
-                    waiting.append(entry.path)
+        with os.scandir(directory) as found:
+            entries = [(each.path, each.stat(follow_symlinks=False)) for each in found]
+        yield directory, entries
+        waiting += [path for path, status in entries if stat.S_ISDIR(status.st_mode)]
+
+
+def _below(top: str) -> Iterator[tuple[str, os.stat_result]]:
+    """The directory itself and all below it, a directory before what is in it."""
+    for _, entries in _directories(top):
+        yield from entries
+
+
+def _owner(status: os.stat_result) -> Owner:
+    return status.st_uid, status.st_gid
 
 
 def _can_hold_note(status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
 
 
-def _noted(path: str, status: os.stat_result) -> tuple[int, int] | None:
+def _noted(path: str, status: os.stat_result, links: _LinkOwners | None) -> Owner | None:
+    """Whose a file is, where that is not root."""
     if not _can_hold_note(status):
-        return None
+        return links.owner(path) if links else None
     try:
-        uid, _, gid = os.getxattr(path, NOTE, follow_symlinks=False).decode("ascii").partition(":")
-        return int(uid), int(gid)
+        return _numbers(os.getxattr(path, NOTE, follow_symlinks=False))
     except (OSError, ValueError):
         return None
+
+
+def _numbers(owner: bytes) -> Owner:
+    uid, _, gid = owner.partition(b":")
+    return int(uid), int(gid)
+
+
+class _LinkOwners:
+    """A directory's note of whose its symbolic links and special files are."""
+
+    def __init__(self, note: bytes) -> None:
+        most, *rows = note.split(b"\0")
+        self.most = _numbers(most)
+        self.others = {name: _numbers(owner) for owner, _, name in (row.partition(b" ") for row in rows)}
+
+    @classmethod
+    def of(cls, directory: str, entries: Entries) -> _LinkOwners | None:
+        """None: there is no note."""
+        note = None if all(_can_hold_note(status) for _, status in entries) else _xattr(directory, LINKS_NOTE)
+        return cls(note) if note else None
+
+    def owner(self, path: str) -> Owner | None:
+        """Whose this link is; None: root's."""
+        owner = self.others.get(os.fsencode(os.path.basename(path)), self.most)
+        return None if owner == _ROOT else owner
+
+
+def _note_links(directory: str, entries: Entries) -> None:
+    """Note whose a directory's links and special files are. What is root's by now may be noted already, by one who was killed."""
+    links = _LinkOwners.of(directory, entries)
+    owners = {}
+    for path, status in entries:
+        if not _can_hold_note(status):
+            known = links.owner(path) if links else None
+            owners[os.fsencode(os.path.basename(path))] = known if known and _owner(status) == _ROOT else _owner(status)
+    if set(owners.values()) <= {_ROOT}:
+        return
+    counts = list(owners.values())
+    most = max(set(counts), key=counts.count)
+    rows = [b"%d:%d %b" % (*owner, name) for name, owner in sorted(owners.items()) if owner != most]
+    try:
+        os.setxattr(directory, LINKS_NOTE, b"\0".join((b"%d:%d" % most, *rows)))
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):
+            raise
+        os.write(2, f"sandbox: {directory}: its links have too many owners, all are noted as {most[0]}:{most[1]}'s\n".encode())
+        os.setxattr(directory, LINKS_NOTE, b"%d:%d" % most)
 
 
 def _chown(path: str, status: os.stat_result, uid: int, gid: int) -> None:
@@ -201,6 +308,15 @@ def _xattr(path: str, name: str) -> bytes | None:
         return None
 
 
+def _copy_file(path: str, copy: str, status: os.stat_result) -> None:
+    if stat.S_ISREG(status.st_mode):
+        _copy_content(path, copy)
+    elif stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(path), copy)
+    else:
+        os.mknod(copy, status.st_mode, status.st_rdev)  # a named pipe, a socket, overlayfs' whiteout: anybody may
+
+
 def _copy_content(path: str, copy: str) -> None:
     source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     target = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -215,11 +331,12 @@ def _copy_content(path: str, copy: str) -> None:
         os.close(target)
 
 
-def _copy_rest(path: str, copy: str, status: os.stat_result, owner: tuple[int, int]) -> None:
+def _copy_rest(path: str, copy: str, status: os.stat_result, owner: Owner) -> None:
     os.lchown(copy, *owner)
-    os.chmod(copy, stat.S_IMODE(status.st_mode))
+    if not stat.S_ISLNK(status.st_mode):
+        os.chmod(copy, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(path, follow_symlinks=False):
-        if name != NOTE:
+        if name not in (NOTE, LINKS_NOTE):
             meant = _CAPABILITY if name == CAPABILITY_NOTE else name
             os.setxattr(copy, meant, os.getxattr(path, name, follow_symlinks=False))
-    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
