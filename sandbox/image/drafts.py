@@ -6,11 +6,17 @@ import contextlib
 import fcntl
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+
+_LONG = 8 if sys.maxsize > 1 << 32 else 4
+_GET_FLAGS, _SET_FLAGS = 0x80006601 | _LONG << 16, 0x40006602 | _LONG << 16
+_TOPDIR = 0x00020000
+"""linux/fs.h: FS_IOC_GETFLAGS and FS_IOC_SETFLAGS, which name a long and take an int; FS_TOPDIR_FL."""
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -85,6 +91,23 @@ class Drafts:
     def sweep(self) -> list[Path]:
         """Remove what killed makers left; only under the exclusive lock."""
         return [path for path in sorted(self.directory.iterdir()) if _remove_dead(path)]
+
+
+def spread(directory: Path) -> None:
+    """Have each directory made in this one begin elsewhere on the disk (chattr(1) +T; ext2 to ext4, others know nothing of it).
+
+    ext4 puts a directory beside its parent, and passes over inodes deleted in the last 35 s one by one: after an image was removed
+    a new file took 0.85 ms instead of 0.02 (measured), in a pull some thousand times.
+    """
+    import struct
+
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # it is but faster
+            flags = struct.unpack("i", fcntl.ioctl(fd, _GET_FLAGS, bytes(_LONG))[:4])[0]
+            fcntl.ioctl(fd, _SET_FLAGS, struct.pack("i", flags | _TOPDIR).ljust(_LONG, b"\0"))
+    finally:
+        os.close(fd)
 
 
 def _remove_dead(path: Path) -> bool:

@@ -22,7 +22,7 @@ from typing import IO
 from sandbox.errors import DigestMismatch, ImageError, ImageNotFound, InvalidImage, InvalidReference
 from sandbox.image.blobs import Blobs, Partial, digest_of, verified
 from sandbox.image.catalog import Catalog, SnapshotRow
-from sandbox.image.drafts import Draft, Drafts, Lock
+from sandbox.image.drafts import Draft, Drafts, Lock, spread
 from sandbox.image.durability import boot_id, sync_file_system
 from sandbox.image.images import CachedStep, Image, Snapshot, blobs_of, chain_id_above, check_documents
 from sandbox.image.layers import Changeset, ChangesetReader, content_size
@@ -63,6 +63,8 @@ class Store:
             for directory in (self._blobs.directory, self._snapshots, self._drafts.directory):
                 if not directory.is_dir():
                     _make_private(self.root, directory)
+                    if directory == self._drafts.directory:
+                        spread(directory)
             self._catalog = Catalog(self.root / "store.db")
             self._after_power_cut()
 

@@ -103,13 +103,18 @@ class Connection(msgspec.Struct):
         """TLS, or plain HTTP where that is allowed and TLS is not spoken."""
         verify = not self.endpoint.insecure
         if not self.endpoint.may_be_plain:
-            return self._greet("https", verify)
+            return self._greet("https", verify=verify)
         try:
-            return self._greet("https", verify, retried=False)
+            # Without the CAs, which take 0.1 s to read: who may speak HTTP mostly does. Nothing secret is part of it.
+            answer = self._greet("https", verify=False, retried=False)
         except Broken:
-            return self._greet("http", verify)
+            return self._greet("http", verify=verify)
+        if not verify:
+            return answer
+        answer.close()
+        return self._greet("https", verify=True)
 
-    def _greet(self, scheme: str, verify: bool, *, retried: bool = True) -> Answer:
+    def _greet(self, scheme: str, *, verify: bool, retried: bool = True) -> Answer:
         self.authorizer.url = f"{scheme}://{self.endpoint.host}"
         self.authorizer.verify = verify
         answer = self.wire.send(Request("GET", self._below(""), retried=retried), verify=verify)
