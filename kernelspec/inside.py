@@ -21,7 +21,7 @@ from magics.untrusted import Bundle
 from sandbox import Container, Engine, RunOptions
 from sandbox.errors import SandboxError
 from sandbox.runtime.spec import Mount
-from sandbox.session.interpreter import CellCode, CellOutcome
+from sandbox.session.believed import CellCode, CellOutcome
 from sandbox.session.session import Session
 
 log = logging.getLogger(__name__)

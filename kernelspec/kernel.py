@@ -33,7 +33,7 @@ from magics.untrusted import Bundle
 from magics.verbs import run_verb
 from sandbox import Engine
 from sandbox.errors import SandboxError, WrongState
-from sandbox.session.interpreter import CellOutcome
+from sandbox.session.believed import CellOutcome
 
 _OURS = re.compile(r"%%(?:dockerfile|container|sandbox|install|docker|compose)\b|%(?:dockerfile|container|install|stages|docker)\b")
 

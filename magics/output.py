@@ -67,6 +67,7 @@ class LiveArea:
     def clear(self, *, wait: bool) -> None:
         """As Area."""
         self._late.clear()
+        self._shown.clear()
         self._clear(wait)
 
     def close(self) -> None:

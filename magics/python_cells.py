@@ -15,12 +15,13 @@ from magics.display import Bundle, CellResult, cell_result
 from magics.failures import failure_of, show_as
 from magics.languages import ImageFacts, Invocation
 from magics.output import OutputStreams
-from magics.untrusted import harmless
+from magics.untrusted import harmless, harmless_metadata
 from magics.verbs import Listed
 from sandbox.cli.formatting import Table, age_text
 from sandbox.errors import CellFailed, InvalidOption, SandboxError
 from sandbox.runtime.spec import Completed
-from sandbox.session.interpreter import CellCode, CellOutcome, Interpreter
+from sandbox.session.believed import CellCode, CellOutcome
+from sandbox.session.interpreter import Interpreter
 from sandbox.session.session import Session, Sessions
 
 IDLE_SECONDS = 3600.0
@@ -67,11 +68,10 @@ class CellFront(msgspec.Struct, frozen=True):
         return getpass.getpass(prompt) if password else input(prompt)
 
     def _safe(self, data: Bundle, metadata: Bundle) -> tuple[Bundle, Bundle]:
-        kept = {mime: each for mime, each in metadata.items() if mime.startswith("image/") and isinstance(each, dict)}
         shown = self.make_safe(data)
         if _WIDGET in data:
             shown = {**shown, "text/plain": f"{shown['text/plain']}\n{_NO_WIDGETS}"}
-        return shown, kept
+        return shown, harmless_metadata(metadata)
 
 
 class Ended(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
 
@@ -24,7 +25,9 @@ _TAGS = frozenset(
 )  # fmt: skip
 _SILENT = frozenset(("style", "html", "head", "body", "title"))
 """Dropped without a word: pandas sends a <style> with every table."""
-_ATTRIBUTES = frozenset(("align", "alt", "border", "class", "colspan", "height", "rowspan", "scope", "span", "title", "valign", "width"))
+_ATTRIBUTES = frozenset(("align", "alt", "border", "colspan", "height", "rowspan", "scope", "span", "title", "valign", "width"))
+_CLASSES = frozenset(("dataframe",))
+"""Others belong to the page around: one of them makes a dialog over the whole of it."""
 _VOID = frozenset(("br", "col", "hr", "img"))
 _LARGEST = 8 << 20
 _ROW_HEIGHT, _TALLEST = 24, 600
@@ -32,7 +35,8 @@ _ROW_HEIGHT, _TALLEST = 24, 600
 
 def harmless(data: Bundle) -> Bundle:
     """The bundle with what is safe to show; other types are left out. Never empty: there is always text/plain."""
-    safe: Bundle = {mime: data[mime] for mime in (*_AS_IT_IS, *_PICTURES) if isinstance(data.get(mime), str)}
+    safe: Bundle = {mime: data[mime] for mime in _AS_IT_IS if isinstance(data.get(mime), str)}
+    safe.update({mime: data[mime] for mime in _PICTURES if _is_base64(data.get(mime))})
     if "application/json" in data:
         safe["application/json"] = data["application/json"]
     if isinstance(text := data.get("text/latex"), str):
@@ -45,6 +49,27 @@ def harmless(data: Bundle) -> Bundle:
         safe["text/html"] = harmless_html(text)
     plain = safe.get("text/plain", "")
     return {**{mime: value for mime, value in safe.items() if len(str(value)) <= _LARGEST}, "text/plain": str(plain)[:_LARGEST]}
+
+
+def harmless_metadata(metadata: Bundle) -> Bundle:
+    """Of pictures their size and background; nothing else has a meaning for what is shown."""
+    found = {mime: each for mime, each in metadata.items() if mime in _PICTURES and isinstance(each, dict)}
+    return {mime: {name: value for name, value in each.items() if name in _MEANT and _MEANT[name](value)} for mime, each in found.items()}
+
+
+_MEANT: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("width", "height"), lambda value: type(value) in (int, float) and 0 < value < 100_000),
+    "needs_background": lambda value: value in ("light", "dark"),
+    "unconfined": lambda value: type(value) is bool,
+}
+
+
+def _is_base64(value: object) -> bool:
+    """A picture's data goes into an address as it is, in exported pages too: there must be nothing else in it."""
+    return isinstance(value, str) and len(value) <= _LARGEST and _BASE64.fullmatch(value) is not None
+
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*")
 
 
 def without_pages(data: Bundle) -> Bundle:
@@ -75,12 +100,30 @@ def svg_picture(text: str) -> str:
 
 def harmless_html(text: str) -> str:
     """HTML of known tags and attributes only; when it holds more than that, the whole of it in a sandboxed frame."""
-    cleaner = _Cleaner()
-    cleaner.feed(text)
-    cleaner.close()
-    if not cleaner.dropped:
-        return "".join(cleaner.parts)
+    if _is_regular(text):
+        cleaner = _Cleaner()
+        cleaner.feed(text)
+        cleaner.close()
+        if not cleaner.dropped:
+            return "".join(cleaner.parts)
     return framed(text) + (_NO_SCRIPTS if "<script" in text.lower() else "")
+
+
+def _is_regular(text: str) -> bool:
+    """Whether it is whole tags and text only. Of anything else Python's parser may look for the end anew at each beginning: 40 kB
+    of `<a ` take it a minute."""
+    place = 0
+    while place < len(text):
+        found = _PIECE.match(text, place)
+        if found is None:
+            return False
+        place = found.end()
+    return True
+
+
+_PIECE = re.compile(
+    r"""[^<]+ | </?[A-Za-z][A-Za-z0-9]*+ (?:\s++[\w:.-]++(?:\s*+=\s*+(?:"[^"<]*+"|'[^'<]*+'|[^\s"'<>=`]++))?+)*+ \s*+/?>""", re.VERBOSE
+)
 
 
 _NO_SCRIPTS = (
@@ -132,11 +175,11 @@ class _Cleaner(HTMLParser):
             self.parts.append(html.escape(data, quote=False))
 
     def _is_known(self, tag: str, name: str, value: str) -> bool:
-        if name in _ATTRIBUTES:
+        if name in _ATTRIBUTES or (name == "class" and value in _CLASSES):
             return True
         if tag == "img" and name == "src" and value.startswith(tuple(f"data:{mime};base64," for mime in _PICTURES)):
             return True
         if tag == "a" and name == "href" and value.lower().startswith(("https://", "http://")):
             return True
-        self.dropped |= name not in ("style", "id", "href", "target", "rel")
+        self.dropped |= name not in ("style", "class", "id", "href", "target", "rel")
         return False

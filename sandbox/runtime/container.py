@@ -35,6 +35,8 @@ _CHUNK = 65536
 _MIB = 1 << 20
 _FIRST_RANGE, _RANGES = 16, 32768
 """Id ranges start at 16 × 65536 (above what distributions hand out to users) and end below 2³¹."""
+_OVERRUN = 0.5
+"""Seconds after the time is up in which bytes that have come are still taken."""
 _LONGEST_WAIT = 1.0
 """Seconds. A SIGINT that comes just before poll(2) sleeps does not wake it (signal-safety of CPython): Python looks at least this often."""
 _ESCALATION = ((signal.SIGINT, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0))
@@ -412,15 +414,11 @@ class Running(msgspec.Struct):
         return self._pump(on_output, None if timeout is None else time.monotonic() + timeout, until) and until()
 
     def drain(self, on_output: OnOutput) -> None:
-        """Take what the program has printed until now, without waiting for more."""
-        poll = select.poll()
-        for fd in self._wiring.outputs:
-            poll.register(fd, select.POLLIN)
-        while ready := poll.poll(0):
-            for fd, _ in ready:
-                self._read_output(fd, on_output)
-                if fd not in self._wiring.outputs:
-                    poll.unregister(fd)
+        """Take what the program has printed until now, and no more: it may print faster than this reads."""
+        for fd in list(self._wiring.outputs):
+            left = _waiting_in(fd)
+            while left > 0:
+                left -= self._read_output(fd, on_output)
 
     def end(self) -> None:
         """Kill it, wait until nothing of it is left, and let go."""
@@ -440,13 +438,14 @@ class Running(msgspec.Struct):
         self._captured[stream].append(data)
 
     def _pump(self, take: OnOutput, deadline: float | None, until: Callable[[], bool] = lambda: False) -> bool:
-        """Move bytes until the supervisor has reported the end and the pipes are empty, or `until()`; False when time ran out."""
+        """Move bytes until the supervisor has reported the end and the pipes are empty, or `until()`; False when time ran out, also
+        when there are always more of them."""
         while (self._result is None or self._wiring.outputs) and not until():
             left = _LONGEST_WAIT if deadline is None else max(0.0, deadline - time.monotonic())
             ready = self._poll().poll(min(left, _LONGEST_WAIT) * 1000)
             for fd, _ in ready:
                 self._serve(fd, take)
-            if not ready and deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and time.monotonic() >= deadline + (_OVERRUN if ready else 0.0):
                 return False
         return True
 
@@ -471,7 +470,8 @@ class Running(msgspec.Struct):
             message, _ = link.receive(self._client)
             self._result = message or {"event": "lost"}
 
-    def _read_output(self, fd: int, take: OnOutput) -> None:
+    def _read_output(self, fd: int, take: OnOutput) -> int:
+        """Pass one piece on; the number of its bytes, and nothing more comes when that is 0."""
         stream = self._wiring.outputs[fd]
         data = os.read(fd, _CHUNK)
         if data:
@@ -479,11 +479,21 @@ class Running(msgspec.Struct):
         else:
             os.close(fd)
             del self._wiring.outputs[fd]
+        return len(data)
 
     def _completed(self) -> Completed:
         assert self._result is not None
         done = completed(self._result, self._limits, self._timeout)
         return replace(done, stdout=b"".join(self._captured["stdout"]), stderr=b"".join(self._captured["stderr"]))
+
+
+def _waiting_in(fd: int) -> int:
+    """The bytes that can be read of a pipe or terminal at once."""
+    import fcntl
+    import struct
+    import termios
+
+    return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0" * 4))[0])
 
 
 def _capabilities(spec: ContainerSpec) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any  # frames are JSON
@@ -14,13 +15,18 @@ from sandbox.session.runners import Encode, as_frame
 Frame = dict[str, Any]
 OnFrame = Callable[[Frame, list[memoryview]], object]
 _CHUNK = 1 << 20
+_LARGEST_UNASKED = 64 << 20
+"""Bytes beside the JSON of a frame when no values were asked for."""
+_PATIENCE, _PATIENCE_WITH_BUFFERS = 2.0, 30.0
+"""Seconds in which a runner has to take a byte of what it is sent: a message by itself finds room in the socket, unless nobody
+ever read the ones before."""
 
 
 class _Large:
     """A frame whose buffers are read straight to where they stay. Its memory is mapped, and so costs nothing before it arrives:
     a size announced by a liar takes no memory."""
 
-    def __init__(self, message: Frame, size: int, begun: memoryview) -> None:
+    def __init__(self, message: Frame | None, size: int, begun: memoryview) -> None:
         self.message = message
         self.buffers = memoryview(mmap.mmap(-1, size))
         self._filled = len(begun)
@@ -46,7 +52,11 @@ class Channel:
         self._on_frame = on_frame
         self._encode = encode
         self._data = bytearray()
+        self._taken = 0
+        """Bytes at the beginning of the data that belong to frames which were passed on."""
         self._large: _Large | None = None
+        self.takes_values = False
+        """Whether values of any size may come."""
         self.broken = ""
 
     def fileno(self) -> int:
@@ -59,12 +69,30 @@ class Channel:
         self.broken = self.broken or "closed"
 
     def send(self, message: Mapping[str, Any], buffers: Sequence[bytes | memoryview] = ()) -> None:
-        """Send one message; that the runner is gone is no error here: its container's end tells why."""
+        """Send one message; that the runner is gone, or does not listen, is no error here: its container's end tells why."""
+        if self.broken:
+            return
         try:
             for piece in self._encode(message, buffers):
-                self._end.sendall(piece)
+                self._send(memoryview(piece).cast("B"), _PATIENCE_WITH_BUFFERS if buffers else _PATIENCE)
         except (BrokenPipeError, ConnectionResetError):
             self.broken = self.broken or "the interpreter is gone"
+        except TimeoutError:
+            self.broken = self.broken or "the interpreter does not listen"
+        except KeyboardInterrupt:
+            self.broken = self.broken or "interrupted in the middle of what it was sent"
+            raise
+
+    def _send(self, data: memoryview, patience: float) -> None:
+        """All of it; TimeoutError when nothing of it is taken for so long."""
+        free = select.poll()
+        free.register(self._end, select.POLLOUT)
+        while data:
+            try:
+                data = data[self._end.send(data, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                if not free.poll(patience * 1000):
+                    raise TimeoutError from None
 
     def read(self) -> None:
         """The socket is readable: take what there is, and pass on every frame that is whole."""
@@ -79,6 +107,8 @@ class Channel:
             return
         while not self.broken and self._take_frame():
             continue
+        del self._data[: self._taken]
+        self._taken = 0
 
     def _receive(self) -> int:
         data = self._end.recv(_CHUNK, socket.MSG_DONTWAIT)
@@ -89,23 +119,30 @@ class Channel:
         """Pass on the first frame, when it is whole."""
         if self._large is not None:
             return self._take_large(self._large)
-        head = HEADER.size
-        if len(self._data) < head:
+        with memoryview(self._data) as data:
+            message, rest, size = self._cut(data)
+        if size is None:
             return False
-        text_size, buffer_size = HEADER.unpack_from(self._data)
-        if text_size > LARGEST_JSON or buffer_size > LARGEST_BUFFERS:
+        if len(rest) < size:
+            self._large = _Large(message, size, rest)
+            return False
+        return self._pass_on(message, rest)
+
+    def _cut(self, data: memoryview) -> tuple[Frame | None, memoryview, int | None]:
+        """The first frame's message, what is there of its buffers, and their size; None for that when it is not there."""
+        nothing = (None, memoryview(b""), None)
+        head = self._taken + HEADER.size
+        if len(data) < head:
+            return nothing
+        text_size, buffer_size = HEADER.unpack_from(data, self._taken)
+        if text_size > LARGEST_JSON or buffer_size > (LARGEST_BUFFERS if self.takes_values else _LARGEST_UNASKED):
             self.broken = "a frame larger than allowed"
-            return False
+            return nothing
         body, whole = head + text_size, head + text_size + buffer_size
-        if len(self._data) < (body if buffer_size > _CHUNK else whole):
-            return False
-        message = _parse(bytes(memoryview(self._data)[head:body]))
-        if message is not None and len(self._data) < whole:
-            self._large = _Large(message, buffer_size, memoryview(self._data)[body:])
-            self._data = bytearray()
-            return False
-        buffers, self._data = memoryview(self._data)[body:whole], self._data[whole:]
-        return self._pass_on(message, buffers)
+        if len(data) < (body if buffer_size > _CHUNK else whole):
+            return nothing
+        self._taken = min(whole, len(data))
+        return _parse(bytes(data[head:body])), memoryview(bytes(data[body:whole])), buffer_size
 
     def _take_large(self, large: _Large) -> bool:
         if not large.is_whole:

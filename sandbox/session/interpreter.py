@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from socket import socket
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
-import msgspec
 from msgspec.structs import replace
 
 from sandbox.errors import InvalidInput
 from sandbox.runtime.container import Running, Stream
 from sandbox.runtime.spec import Completed, Usage
+from sandbox.session.believed import (
+    LONGEST_PROMPT,
+    MOST_DISPLAYS,
+    Allowance,
+    CellCode,
+    CellOutcome,
+    bundle_of,
+    decoded,
+    outcome_of,
+    text_of,
+)
 from sandbox.session.channel import Channel, Frame
 from sandbox.session.inside.sandbox_runner import objects
 from sandbox.session.inside.sandbox_runner.frames import NotPossible
@@ -25,39 +34,7 @@ _PATIENCE = (1.0, 2.0)
 """Seconds between the interrupts of a cell that does not end, and those a runner has to end after its last cell."""
 _START_SECONDS = 30.0
 _BETWEEN_CLEARS = 0.02
-MOST_DISPLAYS = 1000
-"""How many displays of one cell are shown."""
-
-Status = Literal["ok", "error", "exit", "object", "timeout", "died"]
-
-
-class CellCode(msgspec.Struct, frozen=True):
-    """What a cell asks for. `first_line`: the number its first line has in the notebook's cell. `inputs`: variables to set
-    before it; `outputs`: variables to fetch after it. `pickle`/`trust`: let pickles in / out."""
-
-    code: str
-    first_line: int = 1
-    inputs: Mapping[str, object] = msgspec.field(default_factory=dict)
-    outputs: tuple[str, ...] = ()
-    pickle: bool = False
-    trust: bool = False
-
-
-class CellOutcome(msgspec.Struct, frozen=True):
-    """How a cell ended: `error` of a Python error is (class, text), `traceback` its lines. `timeout`: interrupted after the cell's
-    own time-out. `died`: the interpreter ended with it; `completed` says how the container did, when it did. `values`: the
-    outputs asked for. `dropped`: displays beyond the most that are shown. `usage`: of a cell that others may follow; its peaks are
-    those since the interpreter began."""
-
-    status: Status
-    exit_code: int = 0
-    error: tuple[str, str] = ("", "")
-    traceback: tuple[str, ...] = ()
-    seconds: float = 0.0
-    values: Mapping[str, object] = msgspec.field(default_factory=dict)
-    completed: Completed | None = None
-    dropped: int = 0
-    usage: Usage = Usage()
+_NO_MORE = f"… more than {MOST_DISPLAYS} displays, or 100 MB of them: the others are not shown\n".encode()
 
 
 class Front(Protocol):
@@ -95,7 +72,7 @@ class Interpreter:
         self._ready: Frame | None = None
         self._done: tuple[Frame, list[memoryview]] | None = None
         self._reply: tuple[Frame, list[memoryview]] | None = None
-        self._displays = 0
+        self._allowance = Allowance()
         self._ids = uuid4().hex
         self._began = time.monotonic()
         running.attend(self._channel.fileno(), self._read)
@@ -122,7 +99,7 @@ class Interpreter:
     def settle(self, front: Front) -> bool:
         """Look whether it ended meanwhile, and show what its threads printed and displayed; whether another cell may be tried."""
         if self.alive:
-            self._front, self._displays = front, 0
+            self._front, self._allowance = front, Allowance()
             try:
                 self._running.serve(front.write, lambda: False, timeout=0)
             finally:
@@ -148,7 +125,7 @@ class Interpreter:
         """
         if (cell.inputs or cell.outputs) and not self._runner.objects:
             raise InvalidInput(f"--in, --out-var: not for {self._runner.name}", hint="files in a volume can be read by both sides")
-        self._front, self._done, self._displays, self._began = front, None, 0, time.monotonic()
+        self._front, self._done, self._allowance, self._began = front, None, Allowance(), time.monotonic()
         try:
             self._send(cell, front, keep)
             if not self._running.serve(front.write, self._is_over, timeout=timeout) and self.alive:
@@ -177,6 +154,7 @@ class Interpreter:
             described.append({**about, "name": name, "first": len(buffers), "count": len(given)})
             buffers += given
         asked = {"in": described, "out": list(cell.outputs), "arrow": arrow, "trust": cell.trust, "keep": keep}
+        self._channel.takes_values = bool(cell.outputs)
         self._channel.send({"op": "run", "code": cell.code, "first_line": cell.first_line, **asked}, buffers)
 
     def _libraries(self, front: Front) -> list[str]:
@@ -216,13 +194,16 @@ class Interpreter:
         self._answer(message)
 
     def _take_display(self, message: Frame, buffers: list[memoryview]) -> None:
-        data = message.get("data") if "data" in message else _bundle_of(message, buffers)
-        metadata = message.get("metadata")
-        self._displays += message.get("update") is not True
-        if self._front is not None and isinstance(data, dict) and self._displays <= MOST_DISPLAYS:
+        data, metadata = bundle_of(message, buffers), message.get("metadata")
+        was_used_up = self._allowance.is_used_up
+        may = self._allowance.take(data, update=message.get("update") is True)
+        if self._front is not None and not was_used_up:
             self._running.drain(self._front.write)
-            self._show(self._front, message, data, metadata if isinstance(metadata, dict) else {})
-        self._answer(message, enough=self._displays >= MOST_DISPLAYS)
+            if may:
+                self._show(self._front, message, data, metadata if isinstance(metadata, dict) else {})
+            else:
+                self._front.write("stderr", _NO_MORE)
+        self._answer(message, enough=not may)
 
     def _show(self, front: Front, message: Frame, data: dict[str, Any], metadata: dict[str, Any]) -> None:
         name = message.get("display_id")
@@ -237,20 +218,21 @@ class Interpreter:
         if self._front is not None:
             self._running.drain(self._front.write)
             self._front.clear(wait=message.get("wait") is True)
-            self._displays = 0
+            self._allowance.clear()
             time.sleep(_BETWEEN_CLEARS)  # the cell waits for the answer: what it draws over and over does not flood the browser
         self._answer(message)
 
     def _take_input(self, message: Frame, buffers: list[memoryview]) -> None:
         text = None
-        prompt = _text(buffers[0]) if buffers else str(message.get("prompt", ""))
+        prompt = text_of(decoded(buffers[0]) if buffers else message.get("prompt"), LONGEST_PROMPT)
         if self._front is not None:
             self._running.drain(self._front.write)
             text = self._front.ask(prompt, bool(message.get("password")))
         self._answer(message, **({} if text is None else {"text": text}))
 
     def _answer(self, message: Frame, **facts: object) -> None:
-        self._channel.send({"op": "answer", "id": message.get("id"), **facts})
+        number = message.get("id")
+        self._channel.send({"op": "answer", "id": number if type(number) is int and abs(number) < 1 << 53 else 0, **facts})
 
     def _interrupt(self, front: Front, keep: bool) -> None:
         """KeyboardInterrupt inside; whoever does not end by that is ended."""
@@ -293,9 +275,7 @@ class Interpreter:
         if self._done is None:
             return self._died(front)
         message, buffers = self._done
-        outcome = _outcome_of(message, buffers, cell, max(0, self._displays - MOST_DISPLAYS))
-        if outcome.seconds == 0:  # a shell has no clock
-            outcome = replace(outcome, seconds=time.monotonic() - self._began)
+        outcome = outcome_of(message, buffers, cell, elapsed=time.monotonic() - self._began)
         if message.get("last") is True:  # the cell ended the interpreter
             self._end(front)
         if keep:
@@ -334,18 +314,6 @@ _TAKE: dict[str, Callable[[Interpreter, Frame, list[memoryview]], None]] = {
 }
 
 
-def _text(data: memoryview) -> str:
-    return bytes(data).decode(errors="replace")
-
-
-def _bundle_of(message: Frame, buffers: list[memoryview]) -> dict[str, Any]:
-    """A display of a runner that has no JSON of its own: one MIME type, its data as the frame's buffer."""
-    mime, data = str(message.get("mime", "text/plain")), buffers[0] if buffers else memoryview(b"")
-    is_text = mime.startswith("text/") or mime in ("image/svg+xml", "application/json")
-    plain = {} if mime == "text/plain" else {"text/plain": f"<{mime}, {len(data)} bytes>"}
-    return {mime: _text(data) if is_text else base64.b64encode(data).decode(), **plain}
-
-
 def _encoded(name: str, value: object, arrow: bool, pickled: bool) -> tuple[dict[str, Any], list[bytes | memoryview]]:
     try:
         about, buffers = objects.encode(value, arrow, pickled)
@@ -353,37 +321,3 @@ def _encoded(name: str, value: object, arrow: bool, pickled: bool) -> tuple[dict
         hint = None if pickled else "hand in a part of it, or --pickle if both sides have its class"
         raise InvalidInput(f"--in {name}: {err}", hint=hint) from err
     return about, buffers
-
-
-def _outcome_of(message: Frame, buffers: list[memoryview], cell: CellCode, dropped: int) -> CellOutcome:
-    """The runner's last frame, believed in nothing that matters."""
-    status = message.get("status")
-    seconds = message.get("seconds")
-    error = (str(message.get("name", "")), str(message.get("value", message.get("error", ""))))
-    lines = message.get("traceback")
-    values, wrong = _values(message, buffers, cell) if status == "ok" else ({}, "")
-    return CellOutcome(
-        status="object" if wrong else status if status in ("ok", "error", "exit", "object") else "died",
-        exit_code=1 if wrong else code if isinstance(code := message.get("exit"), int) else 1,
-        error=("", wrong) if wrong else error,
-        traceback=tuple(map(str, lines)) if isinstance(lines, list) else (),
-        seconds=float(seconds) if isinstance(seconds, int | float) else 0.0,
-        values=values,
-        dropped=dropped,
-    )
-
-
-def _values(message: Frame, buffers: list[memoryview], cell: CellCode) -> tuple[dict[str, object], str]:
-    """The outputs, and what is wrong with them. They are data: no pickle without `trust`."""
-    values: dict[str, object] = {}
-    try:
-        for about in message["out"] if cell.outputs else ():
-            first, count = int(about["first"]), int(about["count"])
-            if about["variable"] in cell.outputs:
-                values[about["variable"]] = objects.decode(about, buffers[first : first + count], cell.trust)
-    except NotPossible as err:
-        return {}, str(err)
-    except (KeyError, IndexError, TypeError, ValueError, OSError, ArithmeticError, AttributeError, RecursionError) as err:
-        return {}, f"an output came damaged ({type(err).__name__}: {err})"
-    missing = [name for name in cell.outputs if name not in values]
-    return values, f"{missing[0]}: did not come" if missing else ""

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from sandbox.errors import WrongState
+from sandbox.session.believed import CellCode, CellOutcome
 from sandbox.session.channel import Frame
-from sandbox.session.interpreter import CellCode, CellOutcome, Front, Interpreter
+from sandbox.session.interpreter import Front, Interpreter
 
 
 class Session:

@@ -26,6 +26,12 @@ class Recorder:
 
     show_result = display
 
+    def display_as(self, data: dict[str, Any], metadata: dict[str, Any], display_id: str, *, update: bool) -> None:
+        self.events.append(("display as", (data, display_id, update)))
+
+    def clear(self, *, wait: bool) -> None:
+        self.events.append(("clear", wait))
+
     def ask(self, prompt: str, password: bool) -> str | None:
         self.events.append(("ask", (prompt, password)))
         return self._answers.pop(0) if self._answers else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from magics.outfiles import bundle_of, out_files, save_file
-from magics.untrusted import harmless, harmless_html, without_pages
+from magics.untrusted import harmless, harmless_html, harmless_metadata, without_pages
 
 _TABLE = '<div><style scoped>.x{}</style><table border="1" class="dataframe"><thead><tr><th>a</th></tr></thead></table></div>'
 
@@ -50,6 +50,22 @@ def test_unknown_types_are_left_out_and_svg_is_a_picture() -> None:
     assert shown["text/html"].startswith('<img alt="SVG" src="data:image/svg+xml;base64,')
     assert harmless({"text/markdown": "<script>x</script>"})["text/markdown"] == "<\u200bscript>x<\u200b/script>"
     assert without_pages({"text/html": "<b>x</b>", "image/png": "aa", "text/plain": "x"}) == {"text/plain": "x", "image/png": "aa"}
+
+
+@pytest.mark.parametrize("piece", ["<!--", "<a ", "<a b='", "<a b=", "<?", "</", "<![CDATA[", "<a/", "<a b ", "<table><"])
+def test_html_that_parsers_dislike_is_framed_at_once(piece: str) -> None:
+    assert harmless_html(piece * 100_000).startswith('<iframe sandbox="" ')  # minutes, were it cleaned
+
+
+def test_classes_of_the_page_around_are_not_for_a_container() -> None:
+    assert harmless_html('<p class="jp-Dialog">log in<b class="dataframe">x</b></p>') == '<p>log in<b class="dataframe">x</b></p>'
+
+
+def test_a_pictures_data_is_base64_and_its_metadata_are_its_size() -> None:
+    assert harmless({"image/png": 'aa"><script>alert(1)</script>', "text/plain": "x"}) == {"text/plain": "x"}
+    assert harmless({"image/png": "aGk=\n"}) == {"text/plain": "", "image/png": "aGk=\n"}
+    given = {"image/png": {"width": 10, "height": "x", "needs_background": "light", "onload": "alert(1)"}, "text/html": {"isolated": False}}
+    assert harmless_metadata(given) == {"image/png": {"width": 10, "needs_background": "light"}}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from sandbox.session.inside.sandbox_runner import frames, jsontext, objects
@@ -109,11 +110,45 @@ def test_arrays_and_tables_inside_collections() -> None:
 
 
 def test_a_damaged_tree_or_a_pickle_in_it_is_refused() -> None:
-    for tree, error in ([["leaf", 0], frames.NotPossible], [["leaf", 5], IndexError], [["what", 1], KeyError], [7, TypeError]):
+    for tree, error in ([["leaf", 0], frames.NotPossible], [["leaf", 5], KeyError], [["what", 1], KeyError], [7, TypeError]):
         with pytest.raises(error):  # type: ignore[call-overload]
             objects.decode(
                 {"kind": "nested", "leaves": [{"kind": "pickle", "first": 0, "count": 1}]}, [memoryview(json.dumps(tree).encode())], True
             )
+
+
+def _arrow(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+_HONEST = pa.table({"a": [1, 2], "d": pa.array(["x", "y"]).dictionary_encode(), "l": [[1], [2, 3]]})
+_OFFSETS = [np.array([0, last, 6], "int32").tobytes() for last in (5, 1 << 30)]
+_RUNS = pa.RunEndEncodedArray.from_arrays(pa.array([1 << 20], pa.int32()), pa.array([1]))
+UNBELIEVABLE = {
+    "compressed": _arrow(pa.table({"z": np.zeros(1 << 20)}), compression="zstd"),
+    "compressed dictionary": _arrow(_HONEST, compression="lz4"),
+    "nothing, often": _arrow(pa.table({"n": pa.nulls(1 << 28)})),
+    "runs": _arrow(pa.table({"r": _RUNS})),
+    "outside itself": _arrow(pa.table({"s": ["short", "x"]})).replace(*_OFFSETS),
+}
+
+
+@pytest.mark.parametrize("data", UNBELIEVABLE.values(), ids=UNBELIEVABLE)
+def test_tables_that_would_grow_or_point_outside_are_refused(data: bytes) -> None:
+    about = {"kind": "arrow", "as": "DataFrame"}
+    assert objects.decode(about, [memoryview(_arrow(_HONEST))], False)["d"].tolist() == ["x", "y"]
+    with pytest.raises(ValueError, match=r"compressed|more values|run_end|[Oo]ffset|bounds|beyond"):
+        objects.decode(about, [memoryview(data)], False)
+
+
+def test_a_leaf_is_taken_once() -> None:
+    about = {"kind": "nested", "leaves": [{"kind": "text", "first": 1, "count": 1}]}
+    tree = json.dumps(["list", [["leaf", 0]] * 2]).encode()
+    with pytest.raises(KeyError):
+        objects.decode(about, [memoryview(tree), memoryview(b"x")], False)
 
 
 def _own_holder() -> list[object]:

@@ -62,7 +62,19 @@ function ask(message) {
 
 let enough = false;
 
+const LARGEST = 8 << 20;
+
+/** The bundle without texts that no front end shows for their size; that one is left out is said. */
+function fitting(data) {
+  const large = Object.keys(data).filter((mime) => typeof data[mime] === 'string' && data[mime].length > LARGEST);
+  if (!large.length) return data;
+  const kept = Object.fromEntries(Object.entries(data).filter(([mime]) => !large.includes(mime)));
+  const plain = kept['text/plain'] || String(data['text/plain'] || '').slice(0, 1000);
+  return { ...kept, 'text/plain': `${plain} (${large.join(', ')}: too large to show)` };
+}
+
 function post(data, metadata, result) {
+  data = fitting(data);
   if (!enough) enough = Boolean(ask({ op: 'display', data, metadata: metadata || {}, result: Boolean(result) }).enough);
 }
 

@@ -79,6 +79,10 @@ display() { # FILE [MIME], or MIME with the data on stdin: show a picture, a tab
         *) __mime=text/plain ;;
     esac
     __data=$(wc -c <"$__file") || return
+    if ((__data > 6291456)); then
+        echo "display: $__file: larger than 6 MB: too large to show" >&2
+        return 1
+    fi
     __sandbox_send "\"op\":\"display\",\"id\":1,\"mime\":\"${__mime//[^a-z0-9.+\/-]/}\"" "$((__data))" ''
     head -c "$((__data))" <"$__file" >&200
     IFS=' ' builtin read -r -u 200 _

@@ -73,6 +73,10 @@ display() { # FILE [MIME]: show a picture, a table or a page in the notebook
         *) __sandbox_mime=text/plain ;;
     esac
     __sandbox_size=$(wc -c <"$1") || return
+    if [ "$((__sandbox_size))" -gt 6291456 ]; then
+        echo "display: $1: larger than 6 MB: too large to show" >&2
+        return 1
+    fi
     __sandbox_send "\"op\":\"display\",\"id\":1,\"mime\":\"$__sandbox_mime\"" "$((__sandbox_size))" ''
     head -c "$((__sandbox_size))" <"$1" >&9
     IFS=' ' command read -r __sandbox_answer <&9

@@ -35,6 +35,20 @@ def bundle_of(value):
     return {mime: as_json(each) for mime, each in data.items()}, metadata
 
 
+LARGEST = 8 << 20
+TOO_LARGE = "(%s: too large to show)"
+
+
+def fitting(data):
+    """The bundle without texts that no front end shows for their size; that one is left out is said."""
+    large = [mime for mime, each in data.items() if isinstance(each, str) and len(each) > LARGEST]
+    if not large:
+        return data
+    kept = {mime: each for mime, each in data.items() if mime not in large}
+    plain = kept.get("text/plain", data.get("text/plain", "")[:1000])
+    return dict(kept, **{"text/plain": "%s %s" % (plain, TOO_LARGE % ", ".join(large))})
+
+
 def _call(value, name, **arguments):
     method = None if isinstance(value, type) else getattr(type(value), name, None) and getattr(value, name, None)
     if not callable(method):

@@ -7,8 +7,8 @@ import os
 import sys
 import time
 
-from .bundles import BACKEND, Backend, as_json, bundle_of, png_of
-from .frames import Channel, NotPossible, signal
+from .bundles import BACKEND, TOO_LARGE, Backend, as_json, bundle_of, fitting, png_of
+from .frames import Channel, NotPossible, TooLarge, signal
 from .standin import Finder, Screen
 
 Module = type(sys)
@@ -120,8 +120,13 @@ class Runner:
 
     def _post(self, data, metadata, display_id=None, update=False, result=False):
         if self._channel.is_ours and not self._enough:
-            shown = {"op": "display", "data": data, "metadata": metadata, "result": result, "display_id": display_id, "update": update}
-            self._enough = bool(self._channel.ask(shown).get("enough"))
+            shown = {"op": "display", "data": fitting(data), "metadata": metadata, "result": result}
+            shown.update(display_id=display_id, update=update)
+            try:
+                answer = self._channel.ask(shown)
+            except TooLarge:  # by what is no text
+                answer = self._channel.ask(dict(shown, data={"text/plain": TOO_LARGE % ", ".join(data)}, metadata={}))
+            self._enough = bool(answer.get("enough"))
 
     def _clear(self, wait):
         if self._channel.is_ours and not self._enough:
@@ -270,7 +275,14 @@ class Runner:
         else:
             lines = traceback.format_exception(type(err), err, frames)
         text = traceback.format_exception_only(type(err), err)[-1].strip()
-        return {"name": type(err).__name__, "value": text.partition(": ")[2], "traceback": "".join(lines).rstrip().split("\n")}
+        value, whole = _cut(text.partition(": ")[2], 10000), _cut("".join(lines).rstrip(), 500000)
+        return {"name": type(err).__name__, "value": value, "traceback": whole.split("\n")}
+
+
+def _cut(text, longest):
+    """The beginning and the end of a long text."""
+    half = longest // 2
+    return text if len(text) <= longest else "%s… %d characters …%s" % (text[:half], len(text) - longest, text[-half:])
 
 
 def _exit_code(err):

@@ -13,7 +13,7 @@ except ImportError:  # no CPython
     import signal
 
 HEADER = struct.Struct("!IQ")
-LARGEST_JSON = 64 << 20
+LARGEST_JSON = 32 << 20
 LARGEST_BUFFERS = 4 << 30
 _MAPPED = 1 << 20
 
@@ -22,7 +22,13 @@ def pack(message, buffers=()):
     """A frame's beginning; the buffers follow it as they are."""
     views = [memoryview(each).cast("B") for each in buffers]
     text = dumps(dict(message, buffers=[len(each) for each in views])).encode()
+    if len(text) > LARGEST_JSON:
+        raise TooLarge
     return HEADER.pack(len(text), sum(map(len, views))) + text, views
+
+
+class TooLarge(Exception):
+    """A message with more text than a frame holds."""
 
 
 class NotPossible(Exception):

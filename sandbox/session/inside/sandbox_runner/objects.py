@@ -174,9 +174,9 @@ def _decode_large(head, body):
 
 
 def _decode_arrow(about, buffers):
-    import pyarrow
+    from .arrow import read_table
 
-    table = pyarrow.ipc.open_stream(pyarrow.py_buffer(buffers[0])).read_all()
+    table = read_table(buffers[0])
     if about["as"] == "Table":
         return table
     return _as_asked(table.to_pandas(), about)
@@ -215,8 +215,15 @@ def _as_asked(frame, about):
 
 
 def _decode_nested(about, buffers):
-    leaves = about["leaves"]
-    return from_tree(json.loads(bytes(buffers[0]).decode()), lambda number: decode(leaves[number], _own(leaves[number], buffers), False))
+    leaves = dict(enumerate(about["leaves"]))
+
+    def leaf(number):
+        inner = leaves.pop(number)  # each once: or few bytes could stand for many
+        if inner["kind"] == "nested":
+            raise ValueError("a tree in a tree")
+        return decode(inner, _own(inner, buffers), False)
+
+    return from_tree(json.loads(bytes(buffers[0]).decode()), leaf)
 
 
 def _decode_pickle(about, buffers):
