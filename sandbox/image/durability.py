@@ -10,7 +10,9 @@ the last seconds may be gone, but none is there in part.
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
+from typing import Self
 
 
 def sync_file_system(path: Path) -> None:
@@ -25,6 +27,43 @@ def sync_file_system(path: Path) -> None:
             raise OSError(number, os.strerror(number), str(path))
     finally:
         os.close(fd)
+
+
+class Writeback:
+    """Has the disk at work beside what makes files, so that whoever waits at the end waits for little. Leaving it waits for what it
+    has begun, and raises what went wrong: Linux tells an error to the first syncfs(2) only. OSError."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._is_wanted = threading.Semaphore(0)
+        self._is_over = False
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="writeback", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        self._is_over = True
+        self._is_wanted.release()
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def begin(self) -> None:
+        """There is something to write. Returns at once."""
+        self._is_wanted.release()
+
+    def _run(self) -> None:
+        while self._error is None and self._is_wanted.acquire() and not self._is_over:
+            while self._is_wanted.acquire(blocking=False):  # one for all that came meanwhile
+                if self._is_over:
+                    return
+            try:
+                sync_file_system(self._root)
+            except OSError as err:
+                self._error = err
 
 
 def boot_id() -> str:

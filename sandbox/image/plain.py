@@ -9,11 +9,13 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Self
 
 from sandbox.errors import InvalidImage
 
 _CHUNK = 1 << 20
+PIECE = 1 << 18
+"""Bytes that are decompressed, hashed and written while a processor still has them at hand."""
 _AHEAD = 4
 _BOMB_FLOOR, _BOMB_RATIO = 1 << 30, 200
 
@@ -36,7 +38,7 @@ def decompressed(stream: IO[bytes]) -> Iterator[IO[bytes]]:
             with opener(buffered) as plain:
                 yield plain
     except _damage() as err:
-        raise InvalidImage(f"damaged compressed stream: {err}") from err
+        raise _damaged(err) from err
     finally:
         if not buffered.closed:
             buffered.detach()  # the stream is its owner's to close
@@ -106,6 +108,10 @@ def _damage() -> tuple[type[BaseException], ...]:
     return (EOFError, *kinds)
 
 
+def _damaged(err: BaseException) -> InvalidImage:
+    return InvalidImage(f"damaged compressed stream: {err}")
+
+
 _DAMAGE = (
     ("isal.isal_zlib", "error"),
     ("isal.igzip", "BadGzipFile"),
@@ -115,85 +121,62 @@ _DAMAGE = (
 )
 
 
-class HashingReader(io.RawIOBase):
-    """Passes a stream on and knows the digest and size of what went by. InvalidImage when it is more than `limit`."""
+class ReadAhead:
+    """A plain stream read by a thread of its own, a megabyte ahead, its digest and size known at the end: what it costs to make its
+    bytes (download, decompress, hash) is paid beside what is done with them. A context manager: leaving it ends the thread, at the
+    latest when its next bytes come. `limit`: the most bytes it may have; `what`: how the error calls it."""
 
     def __init__(self, stream: IO[bytes], limit: int | None = None, what: str = "layer") -> None:
         self._stream = stream
         self._limit, self._what = limit, what
         self._sha256 = hashlib.sha256()
         self.size = 0
-
-    @property
-    def stream(self) -> IO[bytes]:
-        """Itself, buffered: what readers of whole pieces want."""
-        return io.BufferedReader(self, _CHUNK)
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed's WriteableBuffer is private
-        """One read of the stream."""
-        data = self._stream.read(len(buffer))
-        self._sha256.update(data)
-        self.size += len(data)
-        if self._limit is not None and self.size > self._limit:
-            raise InvalidImage(f"{self._what}: more than {self._limit >> 20} MiB unpacked, which so few compressed bytes cannot mean")
-        buffer[: len(data)] = data
-        return len(data)
-
-    @property
-    def digest(self) -> str:
-        """Of everything read so far."""
-        return f"sha256:{self._sha256.hexdigest()}"
-
-
-class ReadAhead(io.RawIOBase):
-    """A stream read by a thread of its own, some megabytes ahead: what it costs to make its bytes (download, decompress, hash) is
-    paid beside what is done with them. A context manager: leaving it ends the thread, at the latest when its next bytes come."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
         self._pieces: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
         self._is_given_up = threading.Event()
-        self._rest = memoryview(b"")
+        self._rest = b""
         self._is_over = False
         self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
         self._thread.start()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._is_given_up.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):  # it may wait for room
+                self._pieces.get(timeout=0.01)
+
     def _run(self) -> None:
         try:
             while not self._is_given_up.is_set():
-                piece = self._stream.read(_CHUNK)
+                piece = self._stream.read(PIECE)
+                self._sha256.update(piece)
+                self.size += len(piece)
+                if self._limit is not None and self.size > self._limit:
+                    most = self._limit >> 20
+                    raise InvalidImage(f"{self._what}: more than {most} MiB unpacked, which so few compressed bytes cannot mean")
                 self._pieces.put(piece)
                 if not piece:
                     return
+        except _damage() as err:  # here, for a tar that ends too soon raises EOFError as well
+            self._pieces.put(_damaged(err))
         except BaseException as err:  # noqa: BLE001  # the reader's to raise
             self._pieces.put(err)
 
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed's WriteableBuffer is private
-        """The next bytes; raises what reading them raised."""
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most so many; none at the end. Raises what reading them raised."""
         if not self._rest and not self._is_over:
             piece = self._pieces.get()
             if isinstance(piece, BaseException):
                 self._is_over = True
                 raise piece
-            self._is_over = not piece
-            self._rest = memoryview(piece)
-        size = min(len(buffer), len(self._rest))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size
+            self._rest, self._is_over = piece, not piece
+        data, self._rest = (self._rest, b"") if len(self._rest) <= size else (self._rest[:size], self._rest[size:])
+        return data
 
-    def close(self) -> None:
-        """End the thread."""
-        self._is_given_up.set()
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Empty):  # it may wait for room
-                self._pieces.get(timeout=0.01)
-        super().close()
+    def digest(self) -> str:
+        """Of the whole, which is read to its end for that: what follows a tar's end mark counts, too. Raises what reading raised."""
+        while self.read(PIECE):
+            continue
+        return f"sha256:{self._sha256.hexdigest()}"

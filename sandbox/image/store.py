@@ -25,7 +25,7 @@ from sandbox.image.catalog import Catalog, SnapshotRow
 from sandbox.image.drafts import Draft, Drafts, Lock, spread
 from sandbox.image.durability import boot_id, sync_file_system
 from sandbox.image.images import CachedStep, Image, Snapshot, blobs_of, chain_id_above, check_documents
-from sandbox.image.layers import Changeset, ChangesetReader, content_size
+from sandbox.image.layers import Changeset, ChangesetReader
 from sandbox.image.reference import Reference
 from sandbox.image.tree import Tree
 from sandbox.oci import (
@@ -158,22 +158,19 @@ class Store:
             wait_parent()
             return self.lowers(parent)
 
-        from sandbox.image.apply import apply_tar  # with tarfile: only when a layer comes in
-        from sandbox.image.plain import HashingReader, ReadAhead, bomb_limit, decompressed
+        from sandbox.image.apply import apply_plain  # with tarfile: only when a layer comes in
+        from sandbox.image.plain import ReadAhead, bomb_limit, decompressed
 
         with self.shared(), _disk_errors("layer"), self.draft() as draft, decompressed(stream) as plain:
-            counted = HashingReader(plain, bomb_limit(layer.size), f"layer {layer.digest[:19]}…")
-            with contextlib.closing(io.BufferedReader(ReadAhead(counted.stream), 1 << 20)) as whole:
-                apply_tar(whole, draft.upper, lowers if parent else ())
-                while whole.read(1 << 20):  # what the tar reader left after the end marker counts for the digest
-                    continue
-            if counted.digest != diff_id:
-                message = f"layer {layer.digest[:19]}…: expected diff_id {diff_id}, got {counted.digest}"
-                raise DigestMismatch(message, expected=diff_id, actual=counted.digest)
-            size = content_size(draft.upper)
+            with ReadAhead(plain, bomb_limit(layer.size), f"layer {layer.digest[:19]}…") as whole:
+                size = apply_plain(whole.read, draft.upper, lowers if parent else ())
+                digest = whole.digest()
+            if digest != diff_id:
+                message = f"layer {layer.digest[:19]}…: expected diff_id {diff_id}, got {digest}"
+                raise DigestMismatch(message, expected=diff_id, actual=digest)
             wait_parent()
             self._catalog.add_layer(diff_id, layer)
-            return self._adopt(draft, parent, diff_id, size, counted.size, regenerable=False)
+            return self._adopt(draft, parent, diff_id, size, whole.size, regenerable=False)
 
     @contextlib.contextmanager
     def partial_blob(self, digest: str, wait: Callable[[Callable[[], bool]], None]) -> Iterator[Partial | None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.image.durability import boot_id, sync_file_system
+from sandbox.image.durability import Writeback, boot_id, sync_file_system
 from sandbox.image.store import Snapshot, Store
 from sandbox.oci import Digest, ImageConfig, RootFS
 from tests.support.host import requires
@@ -79,3 +79,14 @@ def test_a_store_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
     db.close()
     assert Store(store.root).snapshot(kept.chain_id).size == 4
     verify_store(store.root)
+
+
+def test_what_was_written_early_and_failed_is_told_at_the_end(tmp_path: Path) -> None:
+    with Writeback(tmp_path) as early:
+        early.begin()
+    assert not early._thread.is_alive()
+    with pytest.raises(FileNotFoundError), Writeback(tmp_path / "none") as early:
+        early.begin()
+        early._thread.join(30)  # an error ends it
+    with pytest.raises(RuntimeError, match="its own"), Writeback(tmp_path / "none") as early:
+        raise RuntimeError("its own")

@@ -66,14 +66,14 @@ class Growing:
             if self._error is not None:
                 raise self._error
 
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Bytes from there, waiting for at least one; b"" at the end. Raises what went wrong."""
+    def read_at(self, offset: int, buffer: bytearray | memoryview) -> int:
+        """Bytes from there into a buffer, waiting for at least one; how many, 0 at the end. Raises what went wrong."""
         with self._changed:
             self._changed.wait_for(lambda: self._size > offset or self._is_whole or self._error is not None)
             if self._error is not None:
                 raise self._error
             fd, there = self._fd, self._size - offset
-        return os.pread(fd, min(size, there), offset) if fd is not None and there > 0 else b""
+        return os.preadv(fd, [memoryview(buffer)[:there]], offset) if fd is not None and there > 0 else 0
 
     def close(self) -> None:
         """No reader needs it any more."""
@@ -95,10 +95,9 @@ class GrowingReader(io.RawIOBase):
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed's WriteableBuffer is private
         """Waits for bytes."""
-        data = self._growing.read_at(self._offset, len(buffer))
-        self._offset += len(data)
-        buffer[: len(data)] = data
-        return len(data)
+        count = self._growing.read_at(self._offset, buffer)
+        self._offset += count
+        return count
 
 
 class Fetcher(msgspec.Struct):

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from sandbox.errors import ImageNotFound, InvalidImage, NotInRegistry, RegistryError
 from sandbox.image.compression import compression_of
+from sandbox.image.durability import Writeback
 from sandbox.image.flights import Flights
 from sandbox.image.reference import Reference
 from sandbox.image.registry.access import Access
@@ -221,14 +222,21 @@ class _Layers(msgspec.Struct):
         for layer in layers:
             if layer.digest not in missing:
                 self.tell(BlobProgress(layer.digest, "present", layer.size, layer.size))
-        with ThreadPoolExecutor(_AT_ONCE, "pull") as pool, ThreadPoolExecutor(_processors(), "unpack") as unpackers:
+        with (
+            Writeback(self.store.root) as writeback,
+            ThreadPoolExecutor(_AT_ONCE, "pull") as pool,
+            ThreadPoolExecutor(_processors(), "unpack") as unpackers,
+        ):
             fetches = {digest: pool.submit(self.fetcher.fetch, layer) for digest, layer in missing.items()}
             try:
                 applies: list[Future[None]] = []
-                for step in _steps(layers, found.config.value.rootfs.diff_ids):
+                steps = list(_steps(layers, found.config.value.rootfs.diff_ids))
+                for step in steps:
                     # In order: what a layer waits for is done, or another thread is at it.
                     below = applies[-1].result if applies else bool
                     applies.append(unpackers.submit(self._apply, step, below, step.layer.digest in missing))
+                    if step is not steps[-1]:
+                        applies[-1].add_done_callback(lambda _: writeback.begin())
                 for future in (*applies, *fetches.values()):
                     future.result()
             except BaseException as err:  # noqa: BLE001 (raised again below)

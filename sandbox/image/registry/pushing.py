@@ -37,9 +37,7 @@ class Pushed(msgspec.Struct, frozen=True):
     size: int
 
 
-def push(
-    store: Store, access: Access, image: Image, reference: Reference, packing: Packing, *, on_event: OnTransfer = ignore
-) -> Pushed:
+def push(store: Store, access: Access, image: Image, reference: Reference, packing: Packing, *, on_event: OnTransfer = ignore) -> Pushed:
     """Send an image; afterwards the registry has it under its name, with everything it needs. Unauthorized, RegistryError, ImageError."""
     begun, tell = time.monotonic(), Teller(on_event)
     repository = access.destination(reference)

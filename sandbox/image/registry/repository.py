@@ -186,7 +186,6 @@ class Repository(msgspec.Struct, frozen=True):
     def manifest(self, name: str) -> RawManifest:
         """The manifest or index of a tag or digest. NotInRegistry, DigestMismatch, InvalidImage."""
 
-
         def ask() -> Answer:
             answer = self._ask("GET", self._url(f"manifests/{name}"), Accept=_ACCEPT)
             if answer.status != 200:
@@ -410,4 +409,3 @@ def _next_page(link: str | None) -> str | None:
         return None
     target = link.partition("<")[2].partition(">")[0]
     return target or None
-
