@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import psutil
+import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
@@ -23,13 +24,16 @@ from sandbox.engine import Engine
 _HOST = "host ipykernel"
 _KERNELS = {_HOST: "python3", "ipykernel in a container": "contained", "Sandbox kernel": "bridged"}
 _ROUND_TRIPS = 200
+_CONTEXT = zmq.Context()
+_CONTEXT.setsockopt(zmq.RECONNECT_IVL, 5)
+"""ZeroMQ asks a kernel that does not listen yet again after 100 to 200 ms, by dice: here often enough to see when it does."""
 
 
 class Started:
     """A kernel that has answered. `close` shuts it down."""
 
     def __init__(self, name: str, *, wait: bool = True) -> None:
-        self.manager = KernelManager(kernel_name=name)
+        self.manager = KernelManager(kernel_name=name, context=_CONTEXT)
         self.manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.client: BlockingKernelClient = self.manager.client()
         self.client.start_channels()
@@ -49,7 +53,6 @@ class Started:
         """Shut it down, and wait for that."""
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
-
 
 
 def _start(name: str) -> float:

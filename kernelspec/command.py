@@ -11,9 +11,10 @@ import msgspec
 
 from kernelspec import imagekernels, parameters, specs
 from kernelspec import trust as trusted
-from kernelspec.container import KERNEL_LABEL, default_command, options_from
+from kernelspec.container import default_command, options_from
 from kernelspec.dialects import is_known
 from kernelspec.environments import look_at
+from kernelspec.orphans import KERNEL_LABEL
 from sandbox import Engine
 from sandbox.cli.completing import complete_images, offering
 from sandbox.cli.invocation import engine
@@ -183,7 +184,7 @@ def reset(everything: bool, kernels: tuple[str, ...]) -> int:
         found = {each.labels[KERNEL_LABEL]: each for each in opened.containers(all=True) if KERNEL_LABEL in each.labels}
         chosen = set(found) if everything else {_kernel_named(name, {key: each.id for key, each in found.items()}) for name in kernels}
         for key in sorted(chosen):
-            found[key].remove(force=True)
+            found[key].remove(force=True, volumes=True)
             click.echo(f"reset {key}")
     return 0
 

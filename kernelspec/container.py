@@ -1,8 +1,7 @@
 """One kernel's container: made once, started again for every restart, with the sockets of its connection bound into it.
 
-The kernel talks over `ipc`: Unix sockets in a directory that host and container share. So it works with its network off, there
-are no ports and no races for them. The directory is 0700 on the host and the sockets lie in one below it that every uid of the
-container may use: whatever user the image names, nobody else on the host gets near them.
+The kernel talks over `ipc`: Unix sockets in a directory that host and container share (kernelspec.sockets). So it works with its network
+off, there are no ports and no races for them.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from msgspec.structs import replace
 
+from kernelspec.orphans import DIRECTORY_LABEL, KERNEL_LABEL
+from kernelspec.sockets import SocketDirectory
 from sandbox import Completed, Container, Engine, RunOptions
 from sandbox.engine import Running, Streams
 from sandbox.errors import ContainerNotFound, InvalidOption
@@ -42,13 +41,6 @@ def _sandbox_tell_why(*_, _path=__file__.rpartition("/")[0] + "/ended", _shell=g
         print("The kernel before this one ended:", reason, file=sys.stderr, flush=True)
 get_ipython().events.register("pre_run_cell", _sandbox_tell_why)
 """
-DIRECTORY_LABEL = "org.jupyter.sandbox.kernel.directory"
-"""The label of a kernel's container that says where its sockets are."""
-KERNEL_LABEL = "org.jupyter.sandbox.kernel.id"
-"""The label that says the id its server knows the kernel by."""
-_LONGEST_SOCKET = 107
-"""Bytes of a Unix socket's path, unix(7), without the final NUL."""
-_SOCKET_NAME = len("/k-99")
 
 
 class KernelRequest(msgspec.Struct, frozen=True):
@@ -60,42 +52,6 @@ class KernelRequest(msgspec.Struct, frozen=True):
     env: Mapping[str, str] | None = None
     cwd: str | None = None
     kernel_id: str = ""
-
-
-class SocketDirectory:
-    """Where a kernel's sockets are. `base` is what jupyter_client takes as `ip` for transport ipc: base-1, base-2 …"""
-
-    def __init__(self) -> None:
-        parent = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-        self._private = tempfile.mkdtemp(prefix="jsk-", dir=_short(parent))
-        self.path = os.path.join(self._private, "s")
-        os.mkdir(self.path)
-        os.chmod(self.path, 0o777)  # the one above is 0700
-        self.base = os.path.join(self.path, "k")
-
-    def clear(self) -> None:
-        """Remove the sockets a killed kernel left: a new one could not bind them."""
-        for name in os.listdir(self.path):
-            if name.startswith("k-"):
-                os.unlink(os.path.join(self.path, name))
-
-    def write(self, name: str, text: str) -> str:
-        """A file beside the sockets, readable inside; its path, which is the same on both sides."""
-        path = os.path.join(self.path, name)
-        with open(path, "w", encoding="utf-8", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
-            file.write(text)
-        os.chmod(path, 0o644)
-        return path
-
-    def remove(self) -> None:
-        """Take it away."""
-        shutil.rmtree(self._private, ignore_errors=True)
-
-
-def _short(parent: str) -> str:
-    """A parent whose sockets' paths fit into sockaddr_un."""
-    longest = len(os.fsencode(parent)) + len("/jsk-12345678/s") + _SOCKET_NAME
-    return parent if longest <= _LONGEST_SOCKET else "/tmp"
 
 
 class KernelContainer:
@@ -148,8 +104,8 @@ class KernelContainer:
                 return self._engine.attach_started(self._container.id, streams)
             except ContainerNotFound:
                 log.info("kernel %s: its container was reset", self._request.kernel_id)
-        self._container = self._make()
-        return self._engine.attach_started(self._container.id, streams)
+        running, self._container = self._launch(streams)
+        return running
 
     def _follow(self, running: Running, ended: threading.Event, on_end: Callable[[Completed], None] | None) -> None:
         with running:
@@ -184,6 +140,10 @@ class KernelContainer:
         else:
             self._running.signal(number)
 
+    def resolve(self, path: str) -> str | None:
+        """A path as the kernel means it, absolute; None when there is nothing at it inside."""
+        return self._container.resolve(path) if self._container is not None else None
+
     def expect_end(self) -> None:
         """It is asked to end now."""
         self._unwanted = False
@@ -200,12 +160,12 @@ class KernelContainer:
         """End the kernel, remove its container and its sockets."""
         atexit.unregister(self.close)
         if self._container is not None:
-            self._container.remove(force=True)
+            self._container.remove(force=True, volumes=True)
             self._container = None
         self._ended.wait(10)
         self._directory.remove()
 
-    def _make(self) -> Container:
+    def _launch(self, streams: Streams) -> tuple[Running, Container]:
         request, path = self._request, self._directory.path
         self._directory.write("start.py", _START)
         self._directory.write(REASON, "")
@@ -220,7 +180,8 @@ class KernelContainer:
             rm=False, detach=False, interactive=False, tty=False,
         )  # fmt: skip
         shared = (path, *((request.cwd,) if request.cwd else ()))
-        return self._engine.create(request.image, rest, options=options, mounts=[Mount("bind", each, each) for each in shared])
+        mounts = [Mount("bind", each, each) for each in shared]
+        return self._engine.launch_container(request.image, rest, options=options, streams=streams, mounts=mounts)
 
 
 def _environment(given: Mapping[str, str]) -> list[str]:

@@ -1,48 +1,60 @@
-"""One engine, and so one helper process, for all kernels of a server: the second kernel does not wait for another to start."""
+"""One engine, and so one helper process, for all kernels that this process starts: only the first waits for it to come up."""
 
 from __future__ import annotations
 
+import atexit
 import threading
-from typing import Any  # jupyter_client's managers
+from typing import Any  # traitlets' singleton is untyped
 
+from kernelspec.orphans import remove_orphans
 from sandbox import Engine
+from sandbox.engine import default_root
 
 _ATTRIBUTE = "_sandbox_engines"
-"""Where a kernel manager keeps them: it owns them, so that no module has state."""
+"""Where jupyter_client's factory of provisioners keeps them, so that no module of ours has state."""
 
 
 class Engines:
-    """Engines by state directory; each is closed when the last who took it gives it back."""
+    """Engines by state directory. They stay for the next kernel, until the process ends: starting the helper anew would cost it 60 ms, and
+    papermill or a server whose last notebook was closed start another soon. The helper ends with us, however we end."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._taken: dict[str, tuple[Engine, int]] = {}
+        self._engines: dict[str, Engine] = {}
 
-    def take(self, root: str) -> Engine:
-        """The engine of this directory (empty: the usual one); its helper process starts meanwhile."""
+    def engine(self, root: str) -> Engine:
+        """The engine of this directory (empty: the usual one); meanwhile its helper is made ready, and what others left taken away."""
+        place = root or str(default_root())
         with self._lock:
-            engine, users = self._taken.get(root) or (Engine(root or None), 0)
-            self._taken[root] = (engine, users + 1)
-        if not users:
-            threading.Thread(target=engine.warm, daemon=True, name="sandbox spawner").start()
-        return engine
+            found = self._engines.get(place)
+            first = found is None
+            if found is None:
+                found = self._engines[place] = Engine(place)
+        threading.Thread(target=_make_ready, args=(found, first), daemon=True, name="sandbox spawner").start()
+        return found
 
-    def give_back(self, root: str) -> None:
-        """One of those who took it is done."""
+    def close(self) -> None:
+        """End the helpers."""
         with self._lock:
-            engine, users = self._taken.pop(root)
-            if users > 1:
-                self._taken[root] = (engine, users - 1)
-        if users == 1:
-            engine.close()
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
 
 
-def engines_of(manager: Any) -> Engines:
-    """Those of the server that a kernel's manager belongs to; a manager by itself has its own."""
-    parent = getattr(manager, "parent", None)
-    owner = manager if parent is None else parent  # a server without kernels has the length 0
-    found = getattr(owner, _ATTRIBUTE, None)
+def _make_ready(engine: Engine, first: bool) -> None:
+    engine.warm()
+    if first:
+        remove_orphans(engine)
+
+
+def shared_engines() -> Engines:
+    """Those of this process."""
+    from jupyter_client.provisioning.factory import KernelProvisionerFactory
+
+    factory: Any = KernelProvisionerFactory.instance()
+    found = getattr(factory, _ATTRIBUTE, None)
     if not isinstance(found, Engines):
         found = Engines()
-        setattr(owner, _ATTRIBUTE, found)
+        setattr(factory, _ATTRIBUTE, found)
+        atexit.register(found.close)  # the helpers would end by themselves, but nobody would have waited for them
     return found

@@ -1,7 +1,11 @@
-"""The warm interpreter behind the Sandbox kernel: which image, which language, one session of it."""
+"""The warm interpreter behind the Sandbox kernel: which image, which language, one session of it.
+
+Its container stays when the interpreter ends, for the next one: a restart forgets variables and keeps files, as everywhere in Jupyter.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,19 +17,24 @@ import msgspec
 from msgspec.structs import replace
 
 from kernelspec import parameters
-from kernelspec.container import KERNEL_LABEL, options_from
+from kernelspec.container import options_from
 from kernelspec.dialects import DIALECTS, Answer, Content, Dialect
 from kernelspec.environments import Environment, look_at
+from kernelspec.orphans import CONNECTION_LABEL, KERNEL_LABEL, SERVER_LABEL, this_server
 from magics.python_cells import CellFront
 from magics.untrusted import Bundle
 from sandbox import Container, Engine, RunOptions
-from sandbox.errors import SandboxError
+from sandbox.errors import ContainerNotFound, SandboxError
+from sandbox.records import ALIVE
 from sandbox.runtime.spec import Mount
 from sandbox.session.believed import CellCode, CellOutcome
 from sandbox.session.session import Session
 
 log = logging.getLogger(__name__)
 
+SAME_LABEL = "org.jupyter.sandbox.kernel.same"
+"""The label of a kernel's container that two have alike only if one can be used for the other."""
+_END_SECONDS = 30.0
 ASK_SECONDS = 5.0
 """A question between cells (completion, inspection) is given up after that."""
 _VERSION_OPTIONS = RunOptions(rm=True, network="none")  # no limits: not everybody can enforce them
@@ -70,10 +79,11 @@ class KernelFront(CellFront, frozen=True, kw_only=True):
 class Inside:
     """The container of a kernel. Its interpreter is started by the first cell or question; `use` another image and it starts afresh."""
 
-    def __init__(self, engine: Engine, config: Config, *, kernel_id: str, notebook: Path | None, directory: Path) -> None:
+    def __init__(self, engine: Engine, config: Config, *, connection: Path, notebook: Path | None, directory: Path) -> None:
         self.engine, self._config = engine, config
-        self._kernel_id, self._notebook, self._directory = kernel_id, notebook, directory
+        self._connection, self._notebook, self._directory = connection, notebook, directory
         self._session: Session | None = None
+        self._container: Container | None = None
         self._told: str | None = None
         self.environment: Environment | None = None
 
@@ -82,8 +92,8 @@ class Inside:
         return look_at(self.engine, name, self._config.language)
 
     def use(self, environment: Environment) -> None:
-        """Run the next cells in this image. The state of the interpreter before it is gone."""
-        self.close()
+        """Run the next cells in this image. The state of the interpreter before it is gone; so is its container, if it is another's."""
+        self.end()
         self.environment, self._told = environment, None
 
     @property
@@ -129,8 +139,13 @@ class Inside:
     @property
     def container(self) -> Container | None:
         """The running container, None between two of them."""
-        running = self.engine.containers() if self.is_warm else ()
-        return next((each for each in running if each.labels.get(KERNEL_LABEL) == self._kernel_id), None)
+        return self._container if self.is_warm else None
+
+    def find_kept(self) -> None:
+        """The container of this kernel before its restart, if there is one. Called once, before anything else."""
+        ours = self._labels()
+        found = (each for each in self.engine.containers(all=True) if ours.items() <= each.labels.items())
+        self._container = next(found, None)
 
     def run(self, code: str, front: KernelFront) -> CellOutcome:
         """Run a cell; SandboxError when there is no container for it. KeyboardInterrupt: interrupted inside too."""
@@ -140,11 +155,18 @@ class Inside:
         """Put a question to the interpreter (complete, inspect, parse); None without an answer in time, or while a cell runs."""
         return self._warm_session().ask(operation, front, timeout=ASK_SECONDS, **facts)
 
-    def close(self) -> None:
-        """End the interpreter and its container; the next cell starts afresh."""
+    def end(self) -> None:
+        """End the interpreter. Its container stays, stopped."""
         if self._session is not None:
             self._session.close()
             self._session = None
+
+    def close(self) -> None:
+        """End the interpreter and remove its container; the next cell starts afresh."""
+        self.end()
+        container, self._container = self._container, None
+        if container is not None:
+            container.remove(force=True, volumes=True)
 
     def _warm_session(self) -> Session:
         assert self.environment is not None, "an image is chosen before anything is asked of it"
@@ -153,10 +175,31 @@ class Inside:
         return self._session
 
     def _launch(self, environment: Environment) -> Any:  # Any: Interpreter, which only cells import
-        options, mounts = self._options(), self._mounts()
-        return self.engine.interpreter(
-            environment.image, (environment.program,), options=options, mounts=mounts, runner=environment.dialect.runner
-        )
+        options, mounts, runner = self._options(), self._mounts(), environment.dialect.runner
+        same = _digest((str(environment.image.id), options, mounts, environment.program, runner.name))
+        if (kept := self._kept(same)) is not None:
+            try:
+                _wait_stopped(kept)
+                return self.engine.interpreter_again(kept.id, runner=runner)
+            except ContainerNotFound:
+                log.info("kernel %s: its container was reset", self._connection.stem)
+        labels = {**self._labels(), SAME_LABEL: same}
+        options = replace(options, label=(*options.label, *(f"{name}={value}" for name, value in labels.items())))
+        made = self.engine.interpreter(environment.image, (environment.program,), options=options, mounts=mounts, runner=runner)
+        self._container = self.engine.container(made.container_id)
+        return made
+
+    def _kept(self, same: str) -> Container | None:
+        """The container of the interpreter before. It is removed when it may more, or less, than a new one would."""
+        if self._container is not None and self._container.labels.get(SAME_LABEL) != same:
+            self._container.remove(force=True, volumes=True)
+            self._container = None
+        return self._container
+
+    def _labels(self) -> dict[str, str]:
+        """Whose container it is."""
+        kernel_id = self._connection.stem.removeprefix("kernel-")
+        return {KERNEL_LABEL: kernel_id, CONNECTION_LABEL: str(self._connection), SERVER_LABEL: this_server()}
 
     def _options(self) -> RunOptions:
         """Of the kernelspec, tightened by the notebook as it is now, then KERNEL_…; InvalidOption."""
@@ -164,9 +207,10 @@ class Inside:
         return replace(
             options,
             env=(*options.env, *(f"{name}={value}" for name, value in self._config.env.items())),
-            label=(*options.label, f"{KERNEL_LABEL}={self._kernel_id}"),
             workdir=options.workdir or (str(self._directory) if self._config.mount else None),
-            rm=True,
+            rm=False,
+            log_driver="none",
+            log_opt=(),
             detach=False,
             interactive=False,
             tty=False,
@@ -174,3 +218,13 @@ class Inside:
 
     def _mounts(self) -> Sequence[Mount]:
         return [Mount("bind", str(self._directory), str(self._directory))] if self._config.mount else []
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _wait_stopped(container: Container) -> None:
+    """A kernel that was killed: its container ends with it, a moment later."""
+    if container.status in ALIVE:
+        container.wait(_END_SECONDS)

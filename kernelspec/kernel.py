@@ -26,6 +26,7 @@ from kernelspec.escapes import plain_python
 from kernelspec.inside import Config, Inside, KernelFront
 from kernelspec.keeper import Keeper
 from kernelspec.notebooks import NotebookImage
+from kernelspec.orphans import remove_orphans_meanwhile
 from kernelspec.specs import SANDBOX
 from magics.magics import SandboxMagics
 from magics.output import LiveArea, OutputStreams
@@ -80,6 +81,8 @@ class SandboxKernel(IPythonKernel):
 
     def start(self) -> None:
         """Choose the image, then listen. An image that is not there is told by the first cell."""
+        self.inside.find_kept()
+        remove_orphans_meanwhile(self.inside.engine)
         try:
             self.keeper.choose_known()
             _ = self.language_info  # looked up here: later another thread may ask
@@ -159,7 +162,7 @@ class SandboxKernel(IPythonKernel):
             return _error("ExitCode", f"exit code {outcome.exit_code}")
         completed = outcome.completed
         reason = (completed.reason if completed else "") or outcome.error[1] or f"exit code {outcome.exit_code}"
-        return _error("ContainerError", reason, hint="the next cell starts afresh, without variables")
+        return _error("ContainerError", reason, hint="the next cell starts afresh, without variables; files are kept")
 
     def _remember(self, number: int, code: str, shown: Sequence[str]) -> None:
         history = self.shell.history_manager
@@ -245,11 +248,13 @@ class SandboxKernel(IPythonKernel):
         return run_verb(["stats", *(own if word == "self" else word for word in words)])
 
     async def do_shutdown(self, restart: bool) -> Content:
-        """shutdown_request: nothing is left running."""
-        self.inside.close()
-        self.inside.engine.close()
-        if not restart:
+        """shutdown_request: nothing is left running. Before a restart the container and its files are kept."""
+        if restart:
+            self.inside.end()
+        else:
+            self.inside.close()
             self._notebook.forget()
+        self.inside.engine.close()
         return dict(super().do_shutdown(restart))
 
 
@@ -265,8 +270,7 @@ class SandboxKernelApp(IPKernelApp):
         """What the kernel runs its cells in, and what its notebook has to say of that."""
         session, connection = os.environ.get("JPY_SESSION_NAME", ""), Path(self.abs_connection_file)
         notebook = Path(session) if session else None
-        kernel_id = connection.stem.removeprefix("kernel-")
-        inside = Inside(Engine(), self.settings, kernel_id=kernel_id, notebook=notebook, directory=Path.cwd())
+        inside = Inside(Engine(), self.settings, connection=connection, notebook=notebook, directory=Path.cwd())
         return inside, NotebookImage(notebook, connection.with_suffix(".environment"))
 
     def init_kernel(self) -> None:

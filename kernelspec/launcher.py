@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any  # kernel.json and connection files
 
-from kernelspec.container import KernelContainer, KernelRequest, SocketDirectory, default_command, options_from
+from kernelspec.container import KernelContainer, KernelRequest, default_command, options_from
+from kernelspec.orphans import remove_orphans_meanwhile
 from kernelspec.parameters import apply_all
+from kernelspec.sockets import SocketDirectory
 from sandbox import Engine
 from sandbox.errors import SandboxError
 
@@ -62,6 +64,7 @@ async def _serve(request: KernelRequest, connection: dict[str, Any], engine: Eng
     loop = asyncio.get_running_loop()
     try:
         kernel.start(json.dumps(inside), stdout=1, stderr=2, on_end=lambda _: _tell(loop, ended))
+        remove_orphans_meanwhile(engine)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, kernel.signal, number)
         servers = [await _relay(connection, name, f"{directory.base}-{n}") for name, n in numbers.items()]

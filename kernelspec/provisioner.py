@@ -17,8 +17,9 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Bool, List, Unicode
 
 from kernelspec import parameters
-from kernelspec.container import CONNECTION, KernelContainer, KernelRequest, SocketDirectory, default_command, options_from
-from kernelspec.engines import Engines, engines_of
+from kernelspec.container import CONNECTION, KernelContainer, KernelRequest, default_command, options_from
+from kernelspec.engines import shared_engines
+from kernelspec.sockets import SocketDirectory
 from sandbox import Engine
 
 _LAUNCHER = "kernelspec.launcher"
@@ -37,7 +38,6 @@ class SandboxProvisioner(LocalProvisioner):
 
     _kernel: KernelContainer | None = None
     _engine: Engine | None = None
-    _engines: Engines
     _directory: SocketDirectory | None = None
     _waited = True
 
@@ -52,8 +52,7 @@ class SandboxProvisioner(LocalProvisioner):
             self._directory = SocketDirectory()
         manager: Any = self.parent  # the KernelManager
         if self._engine is None:
-            self._engines = engines_of(manager)
-            self._engine = self._engines.take(self.root)
+            self._engine = shared_engines().engine(self.root)
         manager.transport = "ipc"
         manager.ip = self._directory.base
         manager.cache_ports = False  # they are for tcp
@@ -89,6 +88,7 @@ class SandboxProvisioner(LocalProvisioner):
             if self._kernel is None:
                 self._kernel = KernelContainer(self._request(cmd, kwargs, self._engine), self._directory, self._engine)
             await asyncio.to_thread(self._kernel.start, connection, stdout=stdout, stderr=stderr)
+            await asyncio.to_thread(self._engine.warm)  # for the next
         except BaseException:
             await self.cleanup()  # nobody else would: for jupyter_client there is no kernel then
             raise
@@ -147,14 +147,16 @@ class SandboxProvisioner(LocalProvisioner):
         """Nothing before a restart: the container stays. Else everything goes."""
         if restart:
             return
-        kernel, directory, engine = self._kernel, self._directory, self._engine
+        kernel, directory = self._kernel, self._directory
         self._kernel = self._directory = self._engine = None  # before anything is waited for: a server may ask twice
         if kernel is not None:
             await asyncio.to_thread(kernel.close)
         elif directory is not None:
             directory.remove()
-        if engine is not None:
-            await asyncio.to_thread(self._engines.give_back, self.root)
+
+    def resolve_path(self, path_str: str) -> str | None:
+        """A path of a traceback or a link, as the kernel means it: of a file inside the container, whatever the host has at that place."""
+        return self._kernel.resolve(path_str) if self._kernel is not None else None
 
     async def get_provisioner_info(self) -> dict[str, Any]:
         """What another process needs to find the container."""

@@ -392,6 +392,14 @@ class Container:
     def _upper(self) -> Path:
         return Path(self._record.spec.rootfs.upper)
 
+    def resolve(self, path: str) -> str | None:
+        """The absolute path inside of what is there, seen from outside: in its layers, or in a directory or volume mounted over them. None
+        when nothing is, or in a tmpfs. `path` may begin with ~, or be relative to the program's directory."""
+        process = self._record.spec.process
+        home = dict(process.env).get("HOME", "/root")
+        full = posixpath.normpath(posixpath.join(process.cwd, home + path[1:] if path == "~" or path.startswith("~/") else path))
+        return full if trees.is_there(full, self._record.spec) else None
+
     def diff(self) -> list[tuple[Literal["A", "C", "D"], str]]:
         """What it changed in its file system: added, changed, deleted."""
         stubs = set(self._state.facts.get("stubs", []))

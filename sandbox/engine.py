@@ -27,7 +27,7 @@ from sandbox.records import ALIVE, Record, Records, Status
 from sandbox.runtime.container import OnOutput, Running, Runtime, Streams
 from sandbox.runtime.init import journal
 from sandbox.runtime.plan import Handling
-from sandbox.runtime.spec import Completed, Limits, Mount
+from sandbox.runtime.spec import Completed, Limits, Mount, Usage
 from sandbox.starting import Starter
 from sandbox.transfers import PullPolicy, Transfers
 from sandbox.volumes import Volumes
@@ -128,7 +128,7 @@ class Engine:
         self._runtime.close()
 
     def warm(self) -> None:
-        """Start the helper process now, so that the first container does not wait for it."""
+        """Start the helper process now, and have it ready, so that the next container does not wait for it."""
         self._runtime.warm()
 
     def __enter__(self) -> Self:
@@ -462,11 +462,18 @@ class Engine:
 
         `mounts`: more of them, beside those of the options.
         """
-        return self._launch(image, argv, options, streams, mounts)[0]
+        return self.launch_container(image, argv, options=options, streams=streams, mounts=mounts)[0]
 
-    def _launch(
-        self, image: str | Image, argv: Sequence[str], options: RunOptions, streams: Streams, mounts: Sequence[Mount]
+    def launch_container(
+        self,
+        image: str | Image,
+        argv: Sequence[str] = (),
+        *,
+        options: RunOptions = RunOptions(),
+        streams: Streams = Streams(),
+        mounts: Sequence[Mount] = (),
     ) -> tuple[Running, Container]:
+        """As `launch`, with the container, for whoever starts it again (`attach_started`) or wants to know more of it."""
         with self._runtime.reserve() as place:
             record = self._create(image, argv, options, mounts)
             try:
@@ -486,25 +493,32 @@ class Engine:
         runner: Runner | None = None,
     ) -> Interpreter:
         """Start an interpreter that runs cells in a fresh container; the caller closes it. `program`: how it is called; `runner`: the
-        one that suits it (None: Python's, for 3.6 and newer)."""
-        from sandbox.session.interpreter import Interpreter  # only cells need it
+        one that suits it (None: Python's, for 3.6 and newer). Without `rm` its container stays, for `interpreter_again`."""
+        from sandbox.session import interpreter  # only cells need it
         from sandbox.session.runners import PYTHON, runner_mount
 
         runner = runner or PYTHON
+        first, *rest = runner.command(program)
+        chosen = replace(options, entrypoint=first, tty=False, detach=False)
 
-        import socket
+        def launch(channel: int) -> tuple[Running, str, Callable[[], Usage]]:
+            streams = Streams(stdin=stdin, channel=channel)
+            running, container = self.launch_container(image, rest, options=chosen, streams=streams, mounts=(runner_mount(), *mounts))
+            return running, container.id, container.usage
 
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            with theirs:
-                first, *rest = runner.command(program)
-                options = replace(options, entrypoint=first, tty=False, detach=False)
-                streams = Streams(stdin=stdin, channel=theirs.fileno())
-                running, container = self._launch(image, rest, options, streams, (runner_mount(), *mounts))
-        except BaseException:
-            ours.close()
-            raise
-        return Interpreter(running, ours, runner, container.usage)
+        return interpreter.start(runner, launch)
+
+    def interpreter_again(self, container_id: str, *, runner: Runner) -> Interpreter:
+        """Start the interpreter of a stopped container again: its variables are gone, its files are not. ContainerNotFound, WrongState
+        while it runs."""
+        from sandbox.session import interpreter
+
+        container = self.container(container_id)
+
+        def launch(channel: int) -> tuple[Running, str, Callable[[], Usage]]:
+            return self.attach_started(container.id, Streams(channel=channel)), container.id, container.usage
+
+        return interpreter.start(runner, launch)
 
     def create(
         self, image: str | Image, argv: Sequence[str] = (), *, options: RunOptions = RunOptions(), mounts: Sequence[Mount] = ()

@@ -6,12 +6,15 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from sandbox.errors import SetupFailed
 from sandbox.image.owners import give, owner_of
 from sandbox.image.tree import Tree, is_whiteout
 from sandbox.runtime.init import owned
+
+if TYPE_CHECKING:
+    from sandbox.runtime.spec import ContainerSpec
 
 Row = TypeVar("Row")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -36,6 +39,17 @@ def _below(upper: Path) -> list[tuple[str, bool]]:
             raise SetupFailed("the files of its users could not be listed", hint="stop the container first")
         rows = names.read().split(b"\0")[:-1]
     return [(os.fsdecode(row[1:]), row[:1] == b"D") for row in rows]
+
+
+def is_there(path: str, spec: ContainerSpec) -> bool:
+    """Whether a container has something at this absolute path: in its layers, or in what is mounted over them and is not its own memory."""
+    if "\0" in path:
+        return False
+    over = [each for each in spec.mounts if path == each.target or path.startswith(each.target.rstrip("/") + "/")]
+    if not over:
+        return Tree((*spec.rootfs.lowers, spec.rootfs.upper)).lookup(path, follow=True) is not None
+    mount = max(over, key=lambda each: len(each.target))
+    return mount.kind == "bind" and os.path.exists(mount.source + path[len(mount.target) :])
 
 
 def populate(tree: Tree, path: str, target: Path) -> None:

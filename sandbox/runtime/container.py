@@ -84,7 +84,7 @@ class Runtime:
         self._spawner.close()
 
     def warm(self) -> None:
-        """Start the helper process now."""
+        """Start the helper process now, and have it ready."""
         self._spawner.warm()
 
     def run(self, spec: ContainerSpec, *, stdin: bytes | IO[bytes] | None = None, on_output: OnOutput | None = None) -> Completed:

@@ -66,9 +66,10 @@ class Spawner:
         return str(self.pid) if self.has_scope and self.pid else "self"
 
     def warm(self) -> None:
-        """Start the helper now, so that the first container does not wait for it."""
+        """Start the helper now, and have it fork a supervisor, so that the next container waits for neither."""
         with self._lock:
             self._connect()
+        self.restock()
 
     def reserve(self) -> socket.socket:
         """A supervisor, forked now unless one is spare; the connection to it. It waits for `hand_over`, and ends when that is closed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from socket import socket
+from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket, socketpair
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -59,10 +59,26 @@ class Front(Protocol):
         """Ask the person; None when nobody can be asked."""
 
 
-class Interpreter:
-    """One runner, alive as long as its container. `close` ends both."""
+def start(runner: Runner, launch: Callable[[int], tuple[Running, str, Callable[[], Usage]]]) -> Interpreter:
+    """An interpreter in what `launch` starts: it is given the descriptor of the runner's channel, and gives the running container, its id,
+    and how to ask what it uses."""
+    ours, theirs = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        with theirs:
+            running, container_id, measure = launch(theirs.fileno())
+    except BaseException:
+        ours.close()
+        raise
+    return Interpreter(running, ours, runner, measure, container_id)
 
-    def __init__(self, running: Running, end: socket, runner: Runner = PYTHON, measure: Callable[[], Usage] = Usage) -> None:
+
+class Interpreter:
+    """One runner, alive as long as its container runs. `close` ends both."""
+
+    def __init__(
+        self, running: Running, end: socket, runner: Runner = PYTHON, measure: Callable[[], Usage] = Usage, container_id: str = ""
+    ) -> None:
+        self.container_id = container_id
         self._running = running
         self._measure = measure
         self._used = 0.0

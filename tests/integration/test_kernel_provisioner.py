@@ -7,12 +7,15 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jupyter_kernel_test
 import nbclient
 import nbformat
 import pytest
@@ -22,7 +25,7 @@ from jupyter_core.utils import run_sync
 
 from kernelspec import specs, trust
 from sandbox.engine import Engine
-from sandbox.errors import InvalidOption
+from sandbox.errors import ContainerNotFound, InvalidOption
 from tests.support.host import requires
 from tests.support.kernel import Kernel
 from tests.support.leftovers import nothing_left
@@ -54,6 +57,13 @@ class Place:
         spec = specs.KernelSpec("localhost/ipy", name, name, flags=flags, root=str(self.root))
         return specs.install(spec, specs.Place(prefix=str(self.prefix)), replace=True)
 
+    def install_without_provisioner(self, name: str, original: str) -> None:
+        """The kernelspec `original` as front ends see it that know no provisioners: its argv is all they read."""
+        directory = self.prefix / "share/jupyter/kernels"
+        shutil.copytree(directory / original, directory / name)
+        spec = json.loads((directory / name / "kernel.json").read_text())
+        (directory / name / "kernel.json").write_text(json.dumps({**spec, "metadata": {}}))
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
@@ -64,16 +74,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with Engine(made.root) as engine:
         engine.capture("localhost/ipy", packages=["ipykernel"])
     made.install("plain", "--network", "none")
-    before = _sockets()
-    yield made
+    made.install_without_provisioner("relayed", "plain")
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="jsr-") as runtime:
+        patch.setenv("XDG_RUNTIME_DIR", runtime)
+        patch.setenv("JUPYTER_PATH", str(made.prefix / "share/jupyter"))
+        yield made
+        assert _sockets() == set()
     with Engine(made.root) as engine:
         assert engine.containers(all=True) == []
-    assert _sockets() <= before
     nothing_left(made.root)
 
 
 def _sockets() -> set[Path]:
-    return set(Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()).glob("jsk-*"))
+    return set(Path(os.environ["XDG_RUNTIME_DIR"]).iterdir())
 
 
 @contextlib.contextmanager
@@ -91,6 +104,39 @@ def started(
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=False)
+
+
+@pytest.mark.usefixtures("place")
+class _Ipykernel(jupyter_kernel_test.KernelTests):
+    """What jupyter_kernel_test tests, and any ipykernel passes: asked for a range of this session, it calls the session 0."""
+
+    __test__ = False
+    language_name = "python"
+    file_extension = ".py"
+    code_hello_world = "print('hello, world')"
+    code_stderr = "import sys; print('test', file=sys.stderr)"
+    completion_samples = ({"text": "zi", "matches": {"zip"}},)
+    complete_code_samples = ("1", "print('hello, world')", "def f(x):\n  return x*2\n\n\n")
+    incomplete_code_samples = ("print('''hello", "def f(x):\n  x*2")
+    invalid_code_samples = ("import = 7q",)
+    code_page_something = "zip?"
+    code_generate_error = "raise ValueError('no')"
+    code_execute_result = ({"code": "1+2+3", "result": "6"},)
+    supported_history_operations = ("tail", "search")
+    code_history_pattern = "1?2*"
+    code_inspect_sample = "zip"
+    code_display_data = ({"code": "from IPython.display import HTML, display; display(HTML('<b>x</b>'))", "mime": "text/html"},)
+    code_clear_output = "from IPython.display import clear_output; clear_output()"
+
+
+class TestProvisioned(_Ipykernel):
+    __test__ = True
+    kernel_name = "plain"
+
+
+class TestRelayed(_Ipykernel):
+    __test__ = True
+    kernel_name = "relayed"
 
 
 @pytest.fixture(scope="module")
@@ -211,16 +257,66 @@ def test_volume_of_a_notebook_needs_trust(place: Place) -> None:
 
 
 def test_front_end_without_provisioners_gets_the_same_kernel(place: Place) -> None:
-    original = place.install("relayed", "--network", "none")
-    other = place.prefix / "share/jupyter/kernels/without"
-    shutil.copytree(original, other)
-    spec = json.loads((other / "kernel.json").read_text())
-    (other / "kernel.json").write_text(json.dumps({**spec, "metadata": {}}))
-    with started(place, "without") as (manager, kernel):
+    with started(place, "relayed") as (manager, kernel):
         assert type(manager.provisioner).__name__ == "LocalProvisioner"
         assert kernel.text("import socket; print([name for _, name in socket.if_nameindex()])") == "['lo']\n"
         code = "import time\nprint('going', flush=True)\ntime.sleep(1000)"
         assert kernel.run(code, on_stream=kernel.interrupt)[-1]["ename"] == "KeyboardInterrupt"
+
+
+def test_path_is_resolved_as_the_kernel_means_it(place: Place, running: tuple[KernelManager, Kernel]) -> None:
+    manager, kernel = running
+    (place.work / "mine.py").touch()
+    kernel.run("from pathlib import Path; Path('/inside').mkdir(); Path('/inside/a.py').touch(); (Path.home() / 'b.py').touch()")
+    kernel.run("import os; os.symlink('/inside', '/linked')")
+    home = kernel.text("print(Path.home(), end='')")
+    found = {path: manager.resolve_path(path) for path in ("mine.py", "/linked/a.py", "~/b.py", "no.py", __file__, "/proc/1/status", "\0")}
+    assert found == {
+        "mine.py": f"{place.work}/mine.py",
+        "/linked/a.py": "/linked/a.py",
+        "~/b.py": f"{home}/b.py",
+        "no.py": None,
+        __file__: None,  # there on the host
+        "/proc/1/status": None,
+        "\0": None,
+    }
+
+
+SERVER = """\
+import os, sys
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import KernelManager
+manager = KernelManager(kernel_name="plain", kernel_spec_manager=KernelSpecManager(kernel_dirs=[sys.argv[1]]))
+manager.start_kernel(cwd=sys.argv[2])
+print(flush=True)
+if sys.stdin.readline():
+    manager.shutdown_kernel(now=True)
+"""
+
+
+def test_what_a_killed_server_left_goes_with_the_next_kernel(place: Place) -> None:
+    argv = [sys.executable, "-c", SERVER, str(place.prefix / "share/jupyter/kernels"), str(place.work)]
+    known = _sockets()
+    with Engine(place.root) as engine:
+        before = {each.id for each in engine.containers(all=True)}
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            assert server.stdout is not None
+            server.stdout.readline()
+            left = next(each for each in engine.containers() if each.id not in before)
+            server.kill()
+        assert left.wait(30).why == "interrupted"
+        assert len(_sockets() - known) == 1
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+            assert server.stdout is not None
+            server.stdout.readline()
+            with pytest.raises(ContainerNotFound):
+                while True:  # its thread takes a moment; the test's time-out is the end of our patience
+                    engine.container(left.id)
+                    threading.Event().wait(0.02)
+            server.communicate(b"end\n", timeout=60)
+        assert server.returncode == 0
+        assert _sockets() == known
+        assert {each.id for each in engine.containers(all=True)} == before
 
 
 def test_nbclient_executes_a_notebook(place: Place) -> None:

@@ -6,10 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from kernelspec import dialects
-from kernelspec.container import KERNEL_LABEL
+from kernelspec.orphans import KERNEL_LABEL
 from sandbox.engine import Engine
+from sandbox.errors import ContainerNotFound
 from tests.support.host import requires
 from tests.support.kernel import Kernel, printed
 from tests.support.language_images import IMAGE, add_languages
@@ -135,8 +134,10 @@ class TestSh(_Shell):
 
 
 @contextlib.contextmanager
-def started(root: Path, language: str, *, env: dict[str, str] | None = None) -> Iterator[tuple[KernelManager, Kernel]]:
-    """A kernel of that language, ready; shut down afterwards."""
+def started(
+    root: Path, language: str, *, env: dict[str, str] | None = None, killed: bool = False
+) -> Iterator[tuple[KernelManager, Kernel]]:
+    """A kernel of that language, ready; shut down afterwards, or `killed`."""
     manager = KernelManager(kernel_name=f"sandbox-{language}")
     manager.start_kernel(cwd=str(root.parent), env={**os.environ, **(env or {})})
     client = manager.blocking_client()
@@ -146,7 +147,7 @@ def started(root: Path, language: str, *, env: dict[str, str] | None = None) -> 
         yield manager, Kernel(client, root, manager.interrupt_kernel)
     finally:
         client.stop_channels()
-        manager.shutdown_kernel(now=False)
+        manager.shutdown_kernel(now=killed)
 
 
 @pytest.fixture(scope="module")
@@ -218,13 +219,14 @@ def test_html_of_a_container_has_no_scripts(python: tuple[KernelManager, Kernel]
 
 def test_out_of_memory_is_the_cells_error_and_the_next_cell_starts_afresh(root: Path) -> None:
     with started(root, "python", env={"KERNEL_MEMORY": "160m"}) as (manager, kernel):
-        kernel.run("x = 1")
+        kernel.run("x = 1; open('/kept', 'w').write('file')")
         error = kernel.error("y = bytearray(400 << 20)")
         assert (error["ename"], error["evalue"]) == ("ContainerError", "out of memory: killed at the 160 MiB limit")
         outputs = kernel.run("print('x' in globals())")
         assert manager.is_alive()
         assert [each["text"] for each in outputs if each["name"] == "stdout"] == ["False\n"]
         assert "starts afresh" in "".join(each["text"] for each in outputs if each["name"] == "stderr")
+        assert kernel.text("print(open('/kept').read())") == "file\n"
 
 
 def _containers(engine: Engine, manager: KernelManager) -> list[str]:
@@ -232,22 +234,47 @@ def _containers(engine: Engine, manager: KernelManager) -> list[str]:
     return [each.id for each in engine.containers(all=True) if each.labels.get(KERNEL_LABEL) == kernel_id]
 
 
-def test_restart_forgets_and_a_kill_leaves_nothing(root: Path) -> None:
+def test_restart_forgets_variables_and_keeps_files_also_after_a_kill(root: Path) -> None:
     with started(root, "python") as (manager, kernel), Engine(root) as engine:
-        kernel.run("x = 1")
+        kernel.run("x = 1; open('/kept', 'w').write('file')")
         before = _containers(engine, manager)
         assert len(before) == 1
         manager.restart_kernel(now=False)
         kernel.wait_connected()
-        assert kernel.text("print('x' in globals())") == "False\n"
-        after = _containers(engine, manager)
-        assert len(after) == 1
-        assert after != before
-        os.kill(manager.provisioner.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while _containers(engine, manager) and time.monotonic() < deadline:  # its supervisor ends it, since its client is gone
-            threading.Event().wait(0.02)
+        assert kernel.text("print('x' in globals(), open('/kept').read())") == "False file\n"
+        manager.restart_kernel(now=True)  # SIGKILL to the kernel: its container ends because its client is gone
+        kernel.wait_connected()
+        assert kernel.text("print(open('/kept').read())") == "file\n"
+        assert _containers(engine, manager) == before
+        kernel.run("%container reset kernel")
+        assert kernel.text("import os; print(os.path.exists('/kept'))") == "False\n"
+    with Engine(root) as engine:
         assert _containers(engine, manager) == []
+
+
+def test_container_that_may_more_is_not_used_again(root: Path) -> None:
+    notebook = root.parent / "changes.ipynb"
+    document = {"cells": [], "metadata": {"sandbox": {}}, "nbformat": 4, "nbformat_minor": 5}
+    notebook.write_text(json.dumps(document))
+    with started(root, "python", env={"JPY_SESSION_NAME": str(notebook)}) as (manager, kernel):
+        kernel.run("open('/kept', 'w').close()")
+        notebook.write_text(json.dumps({**document, "metadata": {"sandbox": {"memory": "100m"}}}))
+        manager.restart_kernel()
+        kernel.wait_connected()
+        assert kernel.text("import os; print(os.path.exists('/kept'))") == "False\n"
+        assert "at the 100 MiB limit" in kernel.error("x = bytearray(150 << 20)")["evalue"]
+
+
+def test_what_a_kernel_killed_for_good_left_goes_with_the_next_start(root: Path) -> None:
+    with Engine(root) as engine:
+        with started(root, "sh", killed=True) as (manager, kernel):
+            kernel.run("true")
+            left = engine.container(_containers(engine, manager)[0])
+        left.wait(30)
+        with started(root, "sh"), pytest.raises(ContainerNotFound):
+            while True:  # its thread takes a moment; the test's time-out is the end of our patience
+                engine.container(left.id)
+                threading.Event().wait(0.02)
 
 
 def test_our_magics_work_and_are_completed(python: tuple[KernelManager, Kernel]) -> None:

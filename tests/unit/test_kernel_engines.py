@@ -1,43 +1,39 @@
-"""One engine for all kernels of a server."""
+"""One engine for all kernels of a process."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from kernelspec.engines import Engines, engines_of
+from kernelspec.engines import Engines, shared_engines
 from sandbox import Engine
 
 
-def test_last_one_closes_the_engine_that_all_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    warmed, closed = [], []
-    monkeypatch.setattr(Engine, "warm", lambda self: warmed.append(self))
+def test_kernels_share_the_engine_of_a_directory_and_each_makes_it_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[Engine] = []
+    closed: list[Engine] = []
+    both = threading.Barrier(2)
+
+    def warm(self: Engine) -> None:
+        warmed.append(self)
+        both.wait(30)
+
+    monkeypatch.setattr(Engine, "warm", warm)
     monkeypatch.setattr(Engine, "close", lambda self: closed.append(self))
     engines = Engines()
-    first, second = engines.take(str(tmp_path / "a")), engines.take(str(tmp_path / "a"))
-    other = engines.take(str(tmp_path / "b"))
-    assert first is second
-    assert other is not first
-    assert first.root == tmp_path / "a"
-    engines.give_back(str(tmp_path / "a"))
-    assert closed == []
-    engines.give_back(str(tmp_path / "a"))
-    assert closed == [first]
-    assert engines.take(str(tmp_path / "a")) is not first
-
-
-class _Server:
-    """As jupyter_client's MultiKernelManager: as long as it has kernels."""
-
-    def __len__(self) -> int:
-        return 0
-
-
-def test_kernels_of_a_server_share_and_a_manager_by_itself_does_not() -> None:
-    server = _Server()
-    one, two, alone = SimpleNamespace(parent=server), SimpleNamespace(parent=server), SimpleNamespace(parent=None)
-    assert engines_of(one) is engines_of(two)
-    assert engines_of(alone) is engines_of(alone)
-    assert engines_of(alone) is not engines_of(one)
+    first = engines.engine(str(tmp_path / "a"))
+    both.wait(30)
+    monkeypatch.setenv("SANDBOX_ROOT", str(tmp_path / "a"))
+    usual = engines.engine("")
+    both.wait(30)
+    assert usual is first
+    monkeypatch.setenv("SANDBOX_ROOT", str(tmp_path / "b"))
+    other = engines.engine("")
+    both.wait(30)
+    assert (first.root, other.root) == (tmp_path / "a", tmp_path / "b")
+    assert warmed == [first, first, other]
+    engines.close()
+    assert closed == [first, other]
+    assert shared_engines() is shared_engines()
