@@ -75,6 +75,7 @@ class ExecCell(msgspec.Struct, frozen=True):
     body: str
     options: ExecOptions
     cell: CellOptions
+    first_line: int = 2
 
 
 CELL_ROWS: tuple[Option, ...] = (
@@ -97,11 +98,14 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-OBJECT_ROWS: tuple[Option, ...] = (
+VALUE_ROWS: tuple[Option, ...] = (
     Option(("-i", "--in"), "inputs", "variables to hand in (Python)", "a,b", _names, repeat=True),
     Option(("-o", "--out-var"), "outputs", "variables to take out (Python)", "a,b", _names, repeat=True),
     Option(("--pickle",), "pickle", "hand in by pickle what nothing else can carry", convert=None),
     Option(("--trust",), "trust", "unpickle what comes out: it can run code here", convert=None),
+)
+OBJECT_ROWS: tuple[Option, ...] = (
+    *VALUE_ROWS,
     Option(("--session",), "session", "run in a warm interpreter of that name: variables, files and working directory stay", "NAME"),
     Option(("--save-files",), "save_files", "save what the cell leaves in /out into this directory", "DIR"),
     Option(("--proc",), "proc", "with -d: put the container into a Python variable", "VAR"),
@@ -127,16 +131,24 @@ EXEC_ROWS: tuple[Option, ...] = (
     Option(
         ("-it", "-ti", "-t", "--tty", "--interactive"), "terminal", "accepted; a cell has no terminal, so it does nothing", convert=None
     ),
+    *VALUE_ROWS,
     *CELL_ROWS,
 )
 
-DOCKER_ROWS: tuple[Option, ...] = (
-    *(row for row in RUN_ROWS if row.field not in ("terminal", "inputs")),
-    Option(("-i", "--interactive"), "on_stdin", "the cell's body is the program's stdin", convert=None),
-    Option(("-it", "-ti", "-t", "--tty"), "terminal", "accepted; a cell has no terminal, so it does nothing", convert=None),
-    Option(("--in",), "inputs", "variables to hand in (Python)", "a,b", _names, repeat=True),
-)
-"""`%%docker run`: -i is docker's."""
+
+def _as_docker(rows: Sequence[Option]) -> tuple[Option, ...]:
+    """The rows with docker's -i."""
+    return (
+        *(row for row in rows if row.field not in ("terminal", "inputs")),
+        Option(("-i", "--interactive"), "on_stdin", "the cell's body is the program's stdin", convert=None),
+        Option(("-it", "-ti", "-t", "--tty"), "terminal", "accepted; a cell has no terminal, so it does nothing", convert=None),
+        Option(("--in",), "inputs", "variables to hand in (Python)", "a,b", _names, repeat=True),
+    )
+
+
+DOCKER_ROWS = _as_docker(RUN_ROWS)
+DOCKER_EXEC_ROWS = _as_docker(EXEC_ROWS)
+"""`%%docker run` and `%%docker exec`."""
 
 SANDBOX_PRESET = (
     "--network",
@@ -186,14 +198,14 @@ def _refuse_contradictions(cell: CellOptions) -> None:
         raise InvalidOption("--session: cannot be used with --stdin", hint="hand it in as a variable: --in")
 
 
-def parse_exec(words: Sequence[str], body: str) -> ExecCell:
-    """The `%%container exec` cell these words and this body mean; InvalidOption otherwise."""
-    values, rest = parse_words(words, EXEC_ROWS, interspersed=False)
+def parse_exec(words: Sequence[str], body: str, *, magic: str = "%%container", first_line: int = 2) -> ExecCell:
+    """The `%%container exec` (or `%%docker exec`) cell these words and this body mean; InvalidOption otherwise."""
+    values, rest = parse_words(words, DOCKER_EXEC_ROWS if magic == "%%docker exec" else EXEC_ROWS, interspersed=False)
     cell = _cell_options(values)
     if not rest and not cell.help:
         raise InvalidOption("no container named", hint="write %%container exec NAME; %container ps lists them")
     name, *argv = rest or ("",)
-    return ExecCell(name, tuple(argv), body, replace(ExecOptions(), **values), cell)
+    return ExecCell(name, tuple(argv), body, replace(ExecOptions(), **values), cell, first_line)
 
 
 def _cell_options(values: Values) -> CellOptions:
@@ -212,6 +224,7 @@ USAGES: dict[str, Usage] = {
         RUN_ROWS,
     ),
     "%%container exec": Usage("%%container exec [FLAGS] NAME [CMD…]", "Run the cell's body in a running container.", EXEC_ROWS),
+    "%%docker exec": Usage("%%docker exec [FLAGS] NAME [CMD…]", "%%container exec, with docker's -i.", DOCKER_EXEC_ROWS),
     "%%docker run": Usage(
         "%%docker run [FLAGS] IMAGE [CMD…]", "%%container, with docker's -i: the body is the stdin of the image's own program.", DOCKER_ROWS
     ),

@@ -16,7 +16,7 @@ import msgspec
 from IPython.core.completer import CompletionContext, MatcherAPIv2, SimpleCompletion, SimpleMatcherResult, context_matcher
 
 from magics.build_cells import BUILD_ROWS, INSTALL_ROWS, INSTALLERS
-from magics.cells import DOCKER_ROWS, EXEC_ROWS, RUN_ROWS
+from magics.cells import DOCKER_EXEC_ROWS, DOCKER_ROWS, EXEC_ROWS, RUN_ROWS
 from magics.dockerfile_completion import in_dockerfile
 from magics.verbs import OWN, PASSES_FLAGS_ON
 from sandbox.cli import program
@@ -119,6 +119,7 @@ def _cell_commands() -> Mapping[str, click.Command]:
         "": _command(RUN_ROWS, _argument(images), rest),
         "run": _command(RUN_ROWS, _argument(complete_images), rest),
         "docker run": _command(DOCKER_ROWS, _argument(complete_images), rest),
+        "docker exec": _command(DOCKER_EXEC_ROWS, _argument(complete_containers), rest),
         "exec": _command(EXEC_ROWS, _argument(complete_containers), rest),
         "build": _command(BUILD_ROWS, click.Argument(["context"], required=False, type=click.Path(file_okay=False)), interspersed=True),
         "install": _command(INSTALL_ROWS, _argument(offering(lambda names: INSTALLERS)), rest),
@@ -131,7 +132,7 @@ def _in_cell(words: Sequence[str], fragment: str, names: Names) -> Sequence[Comp
     return offered(_cell_commands()[verb], rest, fragment, names)
 
 
-_DOCKER_CELLS = {"build": "build", "run": "docker run", "exec": "exec"}
+_DOCKER_CELLS = {"build": "build", "run": "docker run", "exec": "docker exec"}
 
 
 def _in_docker_cell(words: Sequence[str], fragment: str, names: Names) -> Sequence[CompletionItem]:

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -51,8 +52,8 @@ def load(shell: InteractiveShell) -> None:
     own: Any = loading.loaded(shell) or loading.load(shell)  # Any: IPython's decorators have no types
     in_cells: dict[str, Callable[[str, str], object]] = {
         "build": own.dockerfile,
-        "run": own.docker_run,
-        "exec": lambda rest, cell: own.container_cell(f"exec {rest}", cell),
+        "run": partial(own.docker_cell, "run"),
+        "exec": partial(own.docker_cell, "exec"),
     }
 
     @no_var_expand

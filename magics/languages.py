@@ -141,7 +141,7 @@ def choose_for_exec(body: str, *, lang: str | None, argv: Sequence[str], facts: 
 def flatten(invocation: Invocation) -> Invocation:
     """The same with the entrypoint as the first word."""
     first = () if invocation.entrypoint is None else (invocation.entrypoint,)
-    return replace(invocation, argv=(*first, *invocation.argv), entrypoint=None, interpreter=())
+    return replace(invocation, argv=(*first, *invocation.argv), entrypoint=None)
 
 
 def language_of(program: str) -> Language | None:

@@ -132,9 +132,9 @@ class SandboxMagics(Magics):
         """Run the body of the cell in a locked-down container; `%%sandbox --help` lists the flags."""
         return self._in_container("%%sandbox", line, cell)
 
-    def docker_run(self, line: str, cell: str) -> object:
-        """`%%docker run`."""
-        return self._in_container("%%docker run", line, cell)
+    def docker_cell(self, verb: str, line: str, cell: str) -> object:
+        """`%%docker run`, `%%docker exec`."""
+        return self._in_container(f"%%docker {verb}", line, cell)
 
     @no_var_expand
     @line_magic("container")  # type: ignore[arg-type]
@@ -155,8 +155,10 @@ class SandboxMagics(Magics):
         with shown_plainly():
             whole, body, taken = join_continuations(line, body)
             words = self._notebook.words(whole)
+            if magic == "%%docker exec":
+                return self._exec(parse_exec(words, body, magic=magic, first_line=taken + 1), magic)
             if words[:1] == ["exec"] and magic == "%%container":
-                return self._exec(parse_exec(words[1:], body))
+                return self._exec(parse_exec(words[1:], body, first_line=taken + 1), "%%container exec")
             words = words[1:] if words[:1] == ["run"] and magic != "%%docker run" else words
             cell = parse_run(words, body, magic=magic, first_line=taken + 1)
             if cell.cell.help:
@@ -164,9 +166,9 @@ class SandboxMagics(Magics):
                 return None
             return self._cells.run(self.engine, cell)
 
-    def _exec(self, cell: ExecCell) -> object:
+    def _exec(self, cell: ExecCell, magic: str) -> object:
         if cell.cell.help:
-            display.say(cells.USAGES["%%container exec"].text())
+            display.say(cells.USAGES[magic].text())
             return None
         return self._cells.exec(self.engine, cell)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from magics.cells import RunCell
+from magics.cells import ExecCell, RunCell
 from magics.display import Bundle, CellResult, cell_result
 from magics.failures import failure_of, show_as
 from magics.languages import ImageFacts, Invocation
@@ -82,7 +82,20 @@ class Ended(msgspec.Struct, frozen=True):
     values: Mapping[str, object]
 
 
-def code_of(cell: RunCell, variables: Mapping[str, Any]) -> CellCode:  # Any: a Python namespace
+class Around(msgspec.Struct, frozen=True):
+    """What a cell runs in, as errors and the usage line say it."""
+
+    where: str
+    network: str = ""
+    memory_limit: int | None = None
+
+
+def around(cell: RunCell) -> Around:
+    """What a cell of its own container runs in."""
+    return Around(f"image {cell.image}", cell.options.network_name, cell.options.memory)
+
+
+def code_of(cell: RunCell | ExecCell, variables: Mapping[str, Any]) -> CellCode:  # Any: a Python namespace
     """The cell with the values of its inputs; InvalidOption when one is not there."""
     if missing := next((name for name in cell.cell.inputs if name not in variables), None):
         raise InvalidOption(f"--in {missing}: no such Python variable")
@@ -90,8 +103,10 @@ def code_of(cell: RunCell, variables: Mapping[str, Any]) -> CellCode:  # Any: a 
     return CellCode(cell.body, cell.first_line, inputs, cell.cell.outputs, cell.cell.pickle, cell.cell.trust)
 
 
-def run_once(interpreter: Interpreter, cell: RunCell, code: CellCode, front: CellFront, invocation: Invocation, facts: ImageFacts) -> Ended:
-    """Run the cell as the only one of its container."""
+def run_once(
+    interpreter: Interpreter, around: Around, code: CellCode, front: CellFront, invocation: Invocation, facts: ImageFacts
+) -> Ended:
+    """Run the cell as the only one of its interpreter."""
     if interpreter.refused is not None:
         interpreter.close()
         outcome = CellOutcome("died", interpreter.refused.exit_code, completed=interpreter.refused)
@@ -100,9 +115,8 @@ def run_once(interpreter: Interpreter, cell: RunCell, code: CellCode, front: Cel
     completed = outcome.completed or Completed(outcome.exit_code, why="lost", reason=outcome.error[1])
     if outcome.status == "died" and completed.ok:  # it wrote to the runner's descriptor, or closed it
         completed = replace(completed, why="lost", reason=f"its result is lost: {outcome.error[1]}")
-    options = cell.options
-    result = cell_result(completed, program=invocation.chosen, network=options.network_name, memory_limit=options.memory)
-    return Ended(result, _failure(outcome, completed, invocation, f"image {cell.image}", facts), outcome.values)
+    result = cell_result(completed, program=invocation.chosen, network=around.network, memory_limit=around.memory_limit)
+    return Ended(result, _failure(outcome, completed, invocation, around.where, facts), outcome.values)
 
 
 def run_in(session: Session, cell: RunCell, code: CellCode, front: CellFront, invocation: Invocation, facts: ImageFacts) -> Ended:

@@ -15,9 +15,9 @@ from magics.images import image_facts
 from magics.languages import ImageFacts, Invocation, choose, choose_for_exec
 from magics.notebook import Notebook
 from magics.outfiles import MOST_SHOWN, Seen, bundle_of, out_files, save_file
-from magics.python_cells import CellFront, Ended, code_of, run_once
+from magics.python_cells import Around, CellFront, Ended, around, code_of, run_once
 from magics.warm_cells import WarmCells, safe
-from sandbox.engine import Engine, Streams
+from sandbox.engine import Container, Engine, Streams
 from sandbox.errors import InvalidOption, SandboxError
 from sandbox.image.store import Image
 from sandbox.options import RunOptions
@@ -54,10 +54,7 @@ class Cells:
         if options.detach:
             return self._start(engine, image, invocation, options, cell.cell.proc)
         cell = replace(cell, options=options)
-        if not invocation.python and cell.cell.only_python:
-            raise InvalidOption(
-                f"{cell.cell.only_python}: the body is {invocation.chosen}, and this is for Python", hint="add --lang python"
-            )
+        _refuse_values(invocation, cell.cell)
         with self._out_directory(engine, cell) as mounts:
             ended = self._run_body(engine, image, cell, invocation, facts, mounts)
         self._notebook.set_variables(ended.values)
@@ -69,6 +66,13 @@ class Cells:
         container = engine.container(cell.container)
         facts = image_facts(engine, engine.image(container.image_id), container.image_name)
         invocation = choose_for_exec(cell.body, lang=cell.cell.lang, argv=cell.argv, facts=facts)
+        _refuse_values(invocation, cell.cell)
+        run = self._exec_python if invocation.python else self._exec_program
+        ended = run(container, cell, invocation, facts)
+        self._notebook.set_variables(ended.values)
+        return self._finish(cell.cell, ended.result, ended.failure)
+
+    def _exec_program(self, container: Container, cell: ExecCell, invocation: Invocation, facts: ImageFacts) -> Ended:
         with self._notebook.streams(cell.cell) as streams:
             completed = container.exec(
                 invocation.argv,
@@ -80,7 +84,20 @@ class Cells:
             )
         result = display.cell_result(completed, program=invocation.chosen, network="")
         failure = None if completed.ok else failures.failure_of(completed, invocation, where=f"container {cell.container}", facts=facts)
-        return self._finish(cell.cell, result, failure)
+        return Ended(result, failure, {})
+
+    def _exec_python(self, container: Container, cell: ExecCell, invocation: Invocation, facts: ImageFacts) -> Ended:
+        code = code_of(cell, self._notebook.variables)
+        with self._notebook.streams(cell.cell, may_clear=True) as streams:
+            front = CellFront(streams, self._notebook.may_ask())
+            interpreter = container.interpreter(
+                invocation.python,
+                env=self._notebook.pairs(cell.options.env, "-e"),
+                user=cell.options.user,
+                workdir=cell.options.workdir,
+                stdin=self._stdin(cell.cell, invocation, cell.body),
+            )
+            return run_once(interpreter, Around(f"container {cell.container}"), code, front, invocation, facts)
 
     # one body
 
@@ -113,7 +130,7 @@ class Cells:
             front = CellFront(streams, self._notebook.may_ask(), safe(cell))
             stdin = self._stdin(cell.cell, invocation, cell.body)
             interpreter = engine.interpreter(image, invocation.python, options=cell.options, stdin=stdin, mounts=mounts)
-            return run_once(interpreter, cell, code, front, invocation, facts)
+            return run_once(interpreter, around(cell), code, front, invocation, facts)
 
     def _start(self, engine: Engine, image: Image, invocation: Invocation, options: RunOptions, variable: str | None) -> Handle:
         if invocation.body_on_stdin:
@@ -168,6 +185,11 @@ class Cells:
         if options.stats:
             self._notebook.show(*result.bundle())
         raise failure
+
+
+def _refuse_values(invocation: Invocation, cell: CellOptions) -> None:
+    if not invocation.python and cell.only_python:
+        raise InvalidOption(f"{cell.only_python}: the body is {invocation.chosen}, and this is for Python", hint="add --lang python")
 
 
 def _note_terminal(options: CellOptions) -> None:

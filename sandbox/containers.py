@@ -30,6 +30,7 @@ from sandbox.runtime.spec import Completed, Health, Limits, Mount, Pack, Port, P
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
+    from sandbox.session.interpreter import Interpreter
 
 _KILL = signal.SIGKILL
 
@@ -302,6 +303,34 @@ class Container:
         handling = Handling(detach=detach, interactive=stdin is not None)
         with self.launch(argv, env=env, user=user, workdir=workdir, tty=tty, streams=Streams(stdin=stdin), handling=handling) as running:
             return Completed(exit_code=0) if detach else running.wait(on_output)
+
+    def interpreter(
+        self,
+        program: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        workdir: str | None = None,
+        stdin: bytes | None = None,
+    ) -> Interpreter:
+        """Start its Python inside as an interpreter that runs cells; the caller closes it. WrongState when the container does not run."""
+        import socket
+
+        from sandbox.session.interpreter import Interpreter  # only cells need it
+        from sandbox.session.runners import sent_runner
+
+        argv, source = sent_runner(program)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            with theirs:
+                streams = Streams(stdin=stdin, channel=theirs.fileno())
+                running = self.launch(argv, env=env, user=user, workdir=workdir, streams=streams)
+            if running.refused is None:
+                ours.sendall(source)  # less than the socket holds
+        except BaseException:
+            ours.close()
+            raise
+        return Interpreter(running, ours)
 
     def attach(self, streams: Streams = Streams()) -> Running:
         """Take part in it while it runs: get what it prints from now on, type into it (where it was created with -i). Leaving the

@@ -95,6 +95,46 @@ RUNNERS: tuple[Runner, ...] = (
 )
 
 
+_READ_AND_RUN = """\
+import os, sys
+def read(size):
+    data = b""
+    while len(data) < size:
+        more = os.read(int(sys.argv[1]), size - len(data))
+        data += more or sys.exit()
+    return data
+exec(read(int(read(8))))"""
+"""How Python becomes a runner in a container where ours are not mounted: it reads one from the descriptor first."""
+
+
+def sent_runner(program: Sequence[str]) -> tuple[list[str], bytes]:
+    """Python's runner for a container that runs already: its argv, and what its descriptor has to be sent before any frame."""
+    package = Path(inside.__file__).parent / "sandbox_runner"
+    sources = {file.stem: file.read_text() for file in package.glob("*.py")}
+    text = _FROM_SOURCES.format(sources=sources, channel=CHANNEL, directory=DIRECTORY).encode()
+    return [*program, "-c", _READ_AND_RUN, CHANNEL], b"%8d" % len(text) + text
+
+
+_FROM_SOURCES = """\
+import sys
+from importlib.machinery import ModuleSpec
+class Sources:
+    def find_spec(self, name, path=None, target=None):
+        package, _, part = name.partition(".")
+        if package == "sandbox_runner" and (part or "__init__") in SOURCES:
+            return ModuleSpec(name, self, is_package=not part)
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        part = module.__name__.partition(".")[2] or "__init__"
+        exec(compile(SOURCES[part], "{directory}/sandbox_runner/%s.py" % part, "exec"), module.__dict__)
+SOURCES = {sources!r}
+sys.meta_path.insert(0, Sources())
+from sandbox_runner.cells import main
+main({channel})
+"""
+
+
 def runner_for(program: str) -> Runner | None:
     """The runner that suits an interpreter, by its file name (`/usr/bin/python3.12` is Python); None when there is none."""
     name = program.rsplit("/", 1)[-1].lower()

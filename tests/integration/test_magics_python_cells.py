@@ -130,6 +130,31 @@ def test_background_handle_tells_how_it_stands(kernel: Kernel) -> None:
     assert kernel.text("p.stop(0); print(p.wait().why, p.status); p.remove()") == "signal exited\n"
 
 
+def test_exec_shows_results_and_hands_values_over(kernel: Kernel) -> None:
+    kernel.run(f"%container run -d --name inside {PY} sleep 1000\ngiven = [1, 2, 3]")
+    try:
+        outputs = kernel.run(
+            "%%container exec --in given -o total -e WHO=me -w /tmp inside\n"
+            "import os, inspect\ndef f(): return 1\nprint(inspect.getsource(f))\ntotal = sum(given)\n(os.environ['WHO'], os.getcwd())"
+        )
+        assert printed(outputs) == [("stdout", "def f(): return 1\n\n")]
+        assert [each["data"]["text/plain"] for each in outputs if each["type"] == "display_data"] == ["('me', '/tmp')"]
+        assert kernel.text("print(total)") == "6\n"
+        error = kernel.error("%%container exec inside\nx = 1\n1 / 0")
+        assert error["evalue"] == "ZeroDivisionError: division by zero"
+        assert 'File "<cell>", line 3' in "\n".join(error["traceback"])
+        kernel.run(UPDATES)  # under nbval a Python cell shows what stands at its end
+        waiting = "%%container exec inside\nimport time\nprint('on')\ntry:\n    time.sleep(1000)\nfinally:\n    open('/tmp/caught', 'w')"
+        outputs = kernel.run(waiting, on_stream=kernel.interrupt)
+        assert [each["ename"] for each in outputs if each["type"] == "error"] == ["KeyboardInterrupt"]
+        assert kernel.text("%%container exec --lang sh inside\nls /tmp") == "caught\n"
+        assert kernel.text("%%container exec inside cat\nstdin") == "stdin\n"
+        assert "for Python" in kernel.error("%%container exec --in given --lang sh inside\n:")["evalue"]
+    finally:
+        kernel.run("%container rm -f inside")
+    assert kernel.error("%%container exec inside\n1")["ename"] == "ContainerNotFound"
+
+
 def test_docker_words_mean_this_engine(kernel: Kernel) -> None:
     assert kernel.run("%load_ext sandbox.docker") == []
     assert PY in kernel.run("!docker images")[0]["data"]["text/plain"]

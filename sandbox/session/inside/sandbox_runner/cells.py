@@ -91,7 +91,8 @@ class Runner:
         """Put streams, input, getpass and the plots' backend in their places."""
         sys.stdout, sys.stderr = Stream(self, "stdout", 1), Stream(self, "stderr", 2)
         self._read_line, builtins.input = builtins.input, self.input
-        sys.meta_path.insert(0, Finder(self._screen, self._take_getpass))
+        takers = {"getpass": self._take_getpass, "linecache": self._tell_sources}
+        sys.meta_path.insert(0, Finder(self._screen, takers))
         if "getpass" in sys.modules:
             self._take_getpass(sys.modules["getpass"])
         sys.meta_path.append(Backend(self.show_figures))
@@ -218,7 +219,7 @@ class Runner:
         source = "\n" * (request.get("first_line", 1) - 1) + request["code"]
         self._sources[name] = source
         if "linecache" in sys.modules:  # inspect.getsource and warnings ask there
-            self._tell_sources()
+            self._tell_sources(sys.modules["linecache"])
         tree = compile(source, name, "exec", _ast.PyCF_ONLY_AST, True)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], _ast.Expr) else None
         self._evaluate(tree, name, "exec")
@@ -228,10 +229,8 @@ class Runner:
                 builtins._ = value
                 self._show_result(value)
 
-    def _tell_sources(self):
+    def _tell_sources(self, linecache):
         """Give linecache the cells, so that tracebacks show their lines."""
-        import linecache
-
         while self._sources:
             name, source = self._sources.popitem()
             linecache.cache[name] = (len(source), None, source.splitlines(True), name)
@@ -264,9 +263,10 @@ class Runner:
 
     def _describe(self, err):
         """The error as IPython would report it; the runner's own frames left out."""
+        import linecache
         import traceback
 
-        self._tell_sources()
+        self._tell_sources(linecache)
         frames = err.__traceback__
         while frames is not None and not frames.tb_frame.f_code.co_filename.startswith("<cell"):
             frames = frames.tb_next

@@ -113,26 +113,27 @@ _TEXTS = {
 
 
 class Finder:
-    """Finds IPython and IPython.display, the image's own with our functions, or ours; and getpass, whose questions the front end
-    answers: `take_getpass` gets the module. First in sys.meta_path."""
+    """Finds IPython and IPython.display, the image's own with our functions, or ours; `takers`: others, by name, and what gets the
+    module when it has been loaded. First in sys.meta_path."""
 
-    names = ("IPython", "IPython.display", "IPython.core", "IPython.core.display", "getpass")
+    names = ("IPython", "IPython.display", "IPython.core", "IPython.core.display")
 
-    def __init__(self, screen, take_getpass):
+    def __init__(self, screen, takers):
         self._screen = screen
-        self._take_getpass = take_getpass
+        self._takers = takers
 
     def find_spec(self, name, path=None, target=None):
         """Called by import."""
-        if name not in self.names:
+        take = self._takers.get(name)
+        if take is None and name not in self.names:
             return None
         from importlib.machinery import PathFinder
         from importlib.util import spec_from_loader
 
         found = PathFinder.find_spec(name, path)
-        if name == "getpass":
+        if take is not None:
             if found is not None:
-                found.loader = _Patched(found.loader, self._take_getpass)
+                found.loader = _Patched(found.loader, take)
             return found
         if found is None:
             return spec_from_loader(name, self, is_package=name in ("IPython", "IPython.core"))
