@@ -89,13 +89,12 @@ class VerifiedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # typeshed's WriteableBuffer is private
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        self._seen += len(data)
-        self._sha256.update(data)
-        if self._seen > self._descriptor.size or (not data and len(buffer)):
+        count = self._stream.readinto(buffer)  # type: ignore[attr-defined]  # of every stream there is, but not of IO
+        self._seen += count
+        self._sha256.update(memoryview(buffer)[:count])
+        if self._seen > self._descriptor.size or (not count and len(buffer)):
             check(self._descriptor, Digest(f"sha256:{self._sha256.hexdigest()}"), self._seen)
-        return len(data)
+        return int(count)
 
     def close(self) -> None:
         self._stream.close()

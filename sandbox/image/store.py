@@ -297,7 +297,8 @@ class Store:
 
         for blob in self._catalog.layer_blobs(row.diff_id):
             if self._blobs.has(blob.digest):
-                return promised, verified(opened_plain(self._blobs.open(blob)), promised)
+                opened = self._blobs.open(blob)
+                return promised, opened if blob.digest == row.diff_id else verified(opened_plain(opened), promised)
         raise _no_blob(row.diff_id)
 
     def tag(self, reference: Reference, image: Image) -> None:
