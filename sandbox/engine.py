@@ -243,12 +243,14 @@ class Engine:
         *,
         format: Literal["oci", "docker"] = "docker",
         compression: Literal["none", "gzip", "zstd"] | None = None,
+        level: int | None = None,
     ) -> None:
-        """Write images to an archive; a file appears whole or not at all. `compression` of the layers: None leaves them as they are."""
+        """Write images to an archive; a file appears whole or not at all. `compression` of the layers: None leaves them as they are;
+        `level`: how hard those are compressed that were not before. InvalidOption, ImageError."""
         from sandbox.image import archive
 
         images = [(_reference_of(name), self._store.find(name)) for name in names]
-        packing = archive.Packing(compression, force=True)
+        packing = archive.Packing(compression, force=True, level=level)
         if not isinstance(target, str | Path):
             archive.save(self._store, images, target, format=format, packing=packing)
             return

@@ -1,4 +1,4 @@
-"""A build cache in a registry (`type=registry,ref=NAME`): the same document and layers as type=local's, under a tag of its own.
+"""A build cache in a registry (`type=registry,ref=NAME`): the same document as type=local's, layers compressed, under a tag of its own.
 
 Imported when a build names one: the HTTP client takes 65 ms.
 """
@@ -6,26 +6,28 @@ Imported when a build names one: the HTTP client takes 65 ms.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-from sandbox.errors import InvalidImage
-from sandbox.image.blobs import verified
+from sandbox.image.compression import compressed
 from sandbox.image.reference import Reference
 from sandbox.image.registry.access import Access
 from sandbox.image.registry.progress import Teller, ignore
 from sandbox.image.registry.pulling import pull
-from sandbox.image.registry.pushing import Sender
+from sandbox.image.registry.pushing import Sender, pieces_of
 from sandbox.image.registry.repository import RawManifest
+from sandbox.image.registry.streaming import blob_stream
+from sandbox.image.registry.wire import CHUNK
 from sandbox.image.store import Image, Store
-from sandbox.oci import MANIFEST_TYPE, Descriptor, Digest, Manifest, decode
+from sandbox.oci import LAYER_GZIP, MANIFEST_TYPE, Descriptor, Digest, Manifest, decode
+
+if TYPE_CHECKING:
+    from sandbox.build.cachesources import Gathered, Record
 
 _DOCUMENT_LIMIT = 64 << 20
-_CHUNK = 1 << 20
 
 
 class RemoteCache(msgspec.Struct, frozen=True):
@@ -35,17 +37,12 @@ class RemoteCache(msgspec.Struct, frozen=True):
     document: bytes
 
     def open(self, descriptor: Descriptor) -> IO[bytes]:
-        """A layer, fetched whole, and verified when it is read. RegistryError, DigestMismatch, InvalidImage."""
+        """A layer, fetched whole (mirrors first) and verified. RegistryError, DigestMismatch."""
         kept = tempfile.TemporaryFile()  # noqa: SIM115  # the caller's to close
-        with Access(os.environ) as access:
-            answer = access.sources(self.reference)[-1].open_blob(descriptor)
-            while piece := answer.read(_CHUNK):
-                kept.write(piece)
-                if kept.tell() > descriptor.size:
-                    raise InvalidImage(f"layer {descriptor.digest[:19]}…: longer than the {descriptor.size} bytes its cache names")
-            answer.done()
+        with Access(os.environ) as access, blob_stream(access.sources(self.reference), descriptor) as stream:
+            shutil.copyfileobj(stream, kept, CHUNK)
         kept.seek(0)
-        return verified(kept, descriptor)
+        return kept
 
 
 def find(store: Store, name: str, cache_type: str) -> RemoteCache | Image:
@@ -60,30 +57,25 @@ def find(store: Store, name: str, cache_type: str) -> RemoteCache | Image:
         return pull(store, access, reference).image
 
 
-def send(store: Store, layout: Path, manifest: RawManifest, name: str) -> None:
-    """Put the cache of a layout directory under a name in its registry; what the registry has is not sent. RegistryError."""
+def packed(store: Store, record: Record) -> Descriptor:
+    """The layer of a record as a push sends it; compressed unless it was before. ImageError."""
+    diff_id = record.diff_id or ""
+    if found := store.packed_layer(diff_id, LAYER_GZIP):
+        return found
+    _, tar = store.layer(Digest(record.chain_id or ""))
+    with tar:
+        return store.keep_packed(diff_id, LAYER_GZIP, compressed(tar, "gzip"))
+
+
+def send(store: Store, cache: Gathered, name: str) -> None:
+    """Put a cache under a name in its registry; what the registry has is not sent, what it has elsewhere mounted. RegistryError."""
     reference = Reference.parse(name)
-    document = decode(Manifest, manifest.raw).value
     with Access(os.environ) as access:
         repository = access.destination(reference)
         sender = Sender(store, access, repository, Teller(ignore))
-        for blob in (*document.layers, document.config):
-            path = layout / "blobs" / "sha256" / Digest.parse(blob.digest).hex
-            sender.blob(blob, lambda path=path: _pieces(path))  # type: ignore[misc]  # the loop's own path
+        for layer, record in cache.layers.values():
+            origins = sender.origins(record.diff_id or "")
+            sender.blob(layer, lambda layer=layer: pieces_of(store.open_blob(layer)), origins=origins)  # type: ignore[misc]  # the loop's own
+        sender.blob(cache.config, lambda: iter([cache.document]))
+        manifest = RawManifest(MANIFEST_TYPE, cache.manifest, Digest.of(cache.manifest))
         repository.put_manifest(reference.tag or manifest.digest, manifest)
-
-
-def scratch(store: Store) -> tempfile.TemporaryDirectory[str]:
-    """Where a layout may lie until it is sent: on the disk that the layers are on."""
-    return tempfile.TemporaryDirectory(prefix="cache-", dir=store.root / "drafts")
-
-
-def raw_manifest(data: bytes) -> RawManifest:
-    """The manifest of a layout, as a registry takes it."""
-    return RawManifest(MANIFEST_TYPE, data, Digest.of(data))
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            yield piece

@@ -131,11 +131,14 @@ class Imported(msgspec.Struct):
         except ImageNotFound:
             if record.layer is None:
                 return False
-            from sandbox.image.apply import apply_tar  # with tarfile: only when a layer comes in
-            from sandbox.image.plain import decompressed
+            from sandbox.image.apply import apply_plain  # with tarfile: only when a layer comes in
+            from sandbox.image.plain import ReadAhead, bomb_limit, decompressed
 
+            what = f"--cache-from: layer {record.layer.digest[:19]}…"
             with self.store.draft() as draft, opener(record.layer) as blob, decompressed(blob) as plain:
-                apply_tar(plain, draft.upper)
+                with ReadAhead(plain, bomb_limit(record.layer.size), what) as whole:
+                    apply_plain(whole.read, draft.upper)
+                    whole.digest()  # to its end, where the blob is verified
                 snapshot = self.store.commit(draft, parent)
             if snapshot is None or snapshot.chain_id != record.chain_id:
                 raise InvalidImage(f"--cache-from: layer {record.layer.digest[:19]}… is not the one its record names") from None
@@ -197,38 +200,61 @@ def document_of(records: Iterable[Record]) -> bytes:
 
 
 def export_registry(store: Store, records: Iterable[Record], name: str) -> None:
-    """Put records and layers under this name in its registry. RegistryError, Unauthorized."""
+    """Put records and layers, compressed as for a push, under this name in its registry. RegistryError, Unauthorized."""
     from sandbox.build import cacheregistry  # the HTTP client
 
-    with cacheregistry.scratch(store) as place:
-        manifest = export_local(store, records, place)
-        cacheregistry.send(store, Path(place), cacheregistry.raw_manifest(manifest), name)
+    with store.shared():
+        made = _gathered(records, lambda record: cacheregistry.packed(store, record))
+        cacheregistry.send(store, made, name)
 
 
-def export_local(store: Store, records: Iterable[Record], place: str) -> bytes:
-    """Write records and layers as an OCI layout; what an earlier build left there goes. The manifest it then has."""
-    directory = Path(place)
-    blobs = _Blobs(directory)
-    layers: dict[str, Descriptor] = {}
+class Gathered(msgspec.Struct, frozen=True):
+    """What a cache consists of: its `manifest`, the `document` that is the manifest's config, its layers with the record of each."""
+
+    manifest: bytes
+    document: bytes
+    layers: Mapping[str, tuple[Descriptor, Record]]
+
+    @property
+    def config(self) -> Descriptor:
+        """The document's."""
+        return Descriptor(CACHE_TYPE, str(Digest.of(self.document)), len(self.document))
+
+
+def _gathered(records: Iterable[Record], describe: Callable[[Record], Descriptor]) -> Gathered:
+    """The cache of these records. `describe`: a record's layer in the form it will have there; asked once a layer."""
+    layers: dict[str, tuple[Descriptor, Record]] = {}
     kept = []
     for record in records:
         if record.diff_id is not None and record.chain_id is not None:
             if record.chain_id not in layers:
-                layers[record.chain_id], stream = store.layer(Digest(record.chain_id))
-                with stream:
-                    blobs.write(layers[record.chain_id], stream)
-            found = layers[record.chain_id]
+                layers[record.chain_id] = describe(record), record
+            found, _ = layers[record.chain_id]
             record = msgspec.structs.replace(record, layer=Descriptor(found.media_type, str(found.digest), found.size))
         kept.append(record)
-    config = blobs.write_bytes(document_of(kept), CACHE_TYPE)
-    by_digest = {str(layer.digest): layer for layer in layers.values()}
-    unique = [by_digest[digest] for digest in sorted(by_digest)]  # stages end in any order
-    manifest = encode(Manifest(schema_version=2, media_type=MANIFEST_TYPE, config=config, layers=unique))
-    descriptor = blobs.write_bytes(manifest.raw, MANIFEST_TYPE)
+    made = Gathered(b"", document_of(kept), {str(layer.digest): (layer, record) for layer, record in layers.values()})
+    unique = [made.layers[digest][0] for digest in sorted(made.layers)]  # stages end in any order
+    manifest = encode(Manifest(schema_version=2, media_type=MANIFEST_TYPE, config=made.config, layers=unique))
+    return msgspec.structs.replace(made, manifest=manifest.raw)
+
+
+def export_local(store: Store, records: Iterable[Record], place: str) -> None:
+    """Write records and layers as an OCI layout; what an earlier build left there goes."""
+    directory = Path(place)
+    blobs = _Blobs(directory)
+
+    def write(record: Record) -> Descriptor:
+        layer, stream = store.layer(Digest(record.chain_id or ""))
+        with stream:
+            blobs.write(layer, stream)
+        return layer
+
+    made = _gathered(records, write)
+    config = blobs.write_bytes(made.document, CACHE_TYPE)
+    descriptor = blobs.write_bytes(made.manifest, MANIFEST_TYPE)
     (directory / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     index: Mapping[str, object] = {"schemaVersion": 2, "manifests": [msgspec.to_builtins(descriptor)]}
     fresh = directory / f"index.json.{os.urandom(4).hex()}"
     fresh.write_bytes(msgspec.json.encode(index))
     fresh.rename(directory / "index.json")
-    blobs.sweep([descriptor.digest, config.digest, *(layer.digest for layer in unique)])
-    return manifest.raw
+    blobs.sweep([descriptor.digest, config.digest, *made.layers])

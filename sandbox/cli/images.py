@@ -198,13 +198,16 @@ def history(image: str, human: bool, format: str | None, no_trunc: bool, quiet: 
 @click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write here and not to stdout.")
 @click.option("--format", type=click.Choice(["docker", "oci"]), default="docker", show_default=True, help="Kind of archive.")
 @click.option("--compression", type=click.Choice(["none", "gzip", "zstd"]), help="Of the layers (default: as the image has them).")
+@click.option("--compression-level", type=int, metavar="N", help="How hard: gzip 0 to 3, zstd 1 to 19 (default 1).")
 def save(
-    names: Sequence[str], output: str | None, format: Literal["docker", "oci"], compression: Literal["none", "gzip", "zstd"] | None
+    names: Sequence[str], output: str | None, format: Literal["docker", "oci"], compression: Literal["none", "gzip", "zstd"] | None,
+    compression_level: int | None,
 ) -> None:  # fmt: skip
     """Write images, with their names, to a tar archive."""
     refuse_terminal(output)
     with engine() as opened:
-        opened.save(names, output if output is not None else sys.stdout.buffer, format=format, compression=compression)
+        target = output if output is not None else sys.stdout.buffer
+        opened.save(names, target, format=format, compression=compression, level=compression_level)
 
 
 def refuse_terminal(output: str | None) -> None:

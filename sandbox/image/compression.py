@@ -21,7 +21,7 @@ Compression = Literal["none", "gzip", "zstd"]
 MEDIA_TYPES: dict[Compression, str] = {"none": LAYER_TAR, "gzip": LAYER_GZIP, "zstd": LAYER_ZSTD}
 _SUFFIXES: tuple[tuple[str, Compression], ...] = (("gzip", "gzip"), ("zstd", "zstd"))  # OCI's `+gzip`, docker's `.gzip`
 _BLOCK = 1 << 20
-_LEVELS: dict[Compression, tuple[int, int]] = {"none": (-(1 << 31), 1 << 31), "gzip": (0, 3), "zstd": (1, 19)}
+_LEVELS: dict[str | None, tuple[int, int]] = {"gzip": (0, 3), "zstd": (1, 19)}
 _LEVEL = 1  # isal -1: 14 times the speed of zlib -6 for 15 % more bytes
 
 
@@ -30,12 +30,21 @@ def compression_of(media_type: str) -> Compression:
     return next((kind for suffix, kind in _SUFFIXES if media_type.endswith(suffix)), "none")
 
 
+def check_level(compression: Compression | None, level: int | None) -> None:
+    """InvalidOption for a level it does not have."""
+    if level is None:
+        return
+    if compression in (None, "none"):
+        raise InvalidOption(f"--compression-level {level}: nothing is compressed", hint="give --compression gzip or zstd, too")
+    lowest, highest = _LEVELS[compression]
+    if not lowest <= level <= highest:
+        raise InvalidOption(f"--compression-level {level}: {compression} has {lowest} to {highest}")
+
+
 def compressed(stream: IO[bytes], compression: Compression, level: int | None = None) -> Iterator[bytes]:
     """A tar's bytes, compressed; the same tar gives the same bytes. InvalidOption for a level it does not have."""
+    check_level(compression, level)
     chosen = _LEVEL if level is None else level
-    lowest, highest = _LEVELS[compression]
-    if not lowest <= chosen <= highest:
-        raise InvalidOption(f"--compression-level {chosen}: {compression} has {lowest} to {highest}")
     return _COMPRESSORS[compression](iter(lambda: stream.read(_BLOCK), b""), chosen)
 
 

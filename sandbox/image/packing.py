@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sandbox.image.compression import MEDIA_TYPES, Compression, compressed, compression_of
+from sandbox.image.compression import MEDIA_TYPES, Compression, check_level, compressed, compression_of
 from sandbox.image.store import Image, Store
 from sandbox.oci import LAYER_TAR, Descriptor, encode
 
@@ -19,6 +19,10 @@ class Packing(msgspec.Struct, frozen=True):
     compression: Compression | None = None
     force: bool = False
     level: int | None = None
+
+    def __post_init__(self) -> None:
+        """InvalidOption for a level that the compression does not have, also when nothing will be compressed."""
+        check_level(self.compression, self.level)
 
 
 def pack(store: Store, image: Image, packing: Packing) -> Image:

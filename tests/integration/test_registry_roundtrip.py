@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 from collections.abc import Iterator
@@ -122,10 +123,12 @@ def test_a_layer_of_a_cache_that_was_tampered_with_is_refused(
 ) -> None:
     text, name = b"FROM busybox\nRUN echo app > /a\n", server.name("team/cache:main")
     sandbox.ok("build", "--cache-to", f"type=registry,ref={name}", "-", stdin=text)
-    blobs = [path for path in server.data.rglob("data") if b"ustar" in path.read_bytes()[:1024]]
+    blobs = [path for path in server.data.rglob("data") if path.read_bytes()[:2] == b"\x1f\x8b"]
     assert blobs
     for path in blobs:
-        path.write_bytes(path.read_bytes().replace(b"app\n", b"bad\n"))
+        layer = gzip.decompress(path.read_bytes())
+        assert b"app\n" in layer
+        path.write_bytes(gzip.compress(layer.replace(b"app\n", b"bad\n")).ljust(path.stat().st_size, b"\0")[: path.stat().st_size])
     with command_line(tmp_path / "cold", (busybox_tar, "busybox")) as cold:
         told = cold("build", "--cache-from", name, "-", stdin=text)
         assert told.status == 1

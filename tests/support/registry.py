@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,16 @@ class RegistryServer:
         """A name in it."""
         return f"{self.host}/{repository}"
 
+    def wait_logged(self, text: str) -> None:
+        """Until this stands in its log (it tells nobody when it has written)."""
+        for _ in range(_START_SECONDS * 50):
+            if text in self.log.read_text(errors="replace"):
+                return
+            threading.Event().wait(0.02)
+        raise AssertionError(f"{text}: not in {self.log.read_text(errors='replace')}")
+
     def requests(self) -> list[str]:
-        """`METHOD PATH STATUS` of every request it has answered, in order."""
+        """`METHOD PATH STATUS` of every request it has answered well, in order."""
         found = []
         for line in self.log.read_text(errors="replace").splitlines():
             if line.startswith("{") and (entry := json.loads(line)).get("msg") == "response completed":
@@ -100,8 +109,8 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     raise AssertionError("docker-registry does not listen")
 
 
-def fetch(url: str) -> bytes:
+def fetch(url: str, accept: str = "*/*") -> bytes:
     """What the registry says without us in between."""
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=10) as answer:
         body: bytes = answer.read()
         return body

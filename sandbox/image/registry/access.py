@@ -45,7 +45,7 @@ class Access:
         self.wire = Wire(environ, terms.patience, self.stop)
         self.files = CredentialFiles(environ, home, terms.authfile)
         self.conf = RegistriesConf.read(environ, home)
-        self._connections: dict[Endpoint, Connection] = {}
+        self._connections: dict[tuple[Endpoint, bool], Connection] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -56,8 +56,9 @@ class Access:
         self.wire.close()
 
     def sources(self, reference: Reference) -> list[Repository]:
-        """Where to pull from, mirrors first."""
-        return [self._repository(endpoint, "pull") for endpoint in self.conf.sources(reference, insecure=self.terms.insecure)]
+        """Where to pull from, mirrors first. The credential of a command's own is for the last, which is the registry itself."""
+        *mirrors, own = self.conf.sources(reference, insecure=self.terms.insecure)
+        return [*(self._repository(mirror, "pull", is_mirror=True) for mirror in mirrors), self._repository(own, "pull")]
 
     def destination(self, reference: Reference) -> Repository:
         """Where to push to."""
@@ -68,15 +69,16 @@ class Access:
         endpoint = registry_endpoint(name, self.conf.tables, insecure=self.terms.insecure)
         return self._repository(endpoint, "pull")
 
-    def _repository(self, endpoint: Endpoint, actions: str) -> Repository:
-        with self._lock:
-            if endpoint not in self._connections:
-                authorizer = Authorizer(self.wire, f"https://{endpoint.host}", not endpoint.insecure, lambda: self._credential(endpoint))
-                self._connections[endpoint] = Connection(endpoint, self.wire, authorizer)
-            return Repository(self._connections[endpoint], endpoint.repository, actions)
+    def _repository(self, endpoint: Endpoint, actions: str, *, is_mirror: bool = False) -> Repository:
+        def credential() -> Credential | None:
+            given = None if is_mirror else self.terms.credential
+            return given or self.files.find(endpoint.registry, endpoint.repository)
 
-    def _credential(self, endpoint: Endpoint) -> Credential | None:
-        return self.terms.credential or self.files.find(endpoint.registry, endpoint.repository)
+        with self._lock:
+            if (endpoint, is_mirror) not in self._connections:
+                authorizer = Authorizer(self.wire, f"https://{endpoint.host}", not endpoint.insecure, credential)
+                self._connections[endpoint, is_mirror] = Connection(endpoint, self.wire, authorizer)
+            return Repository(self._connections[endpoint, is_mirror], endpoint.repository, actions)
 
     def poll(self, attempt: Callable[[], bool]) -> None:
         """Try until it succeeds, or everything stops. RegistryError."""

@@ -44,7 +44,7 @@ def push(store: Store, access: Access, image: Image, reference: Reference, packi
     with store.shared():
         layers = image.manifest.value.layers
         tell(TransferStarted("push", reference.familiar, tuple((layer.digest, layer.size) for layer in layers)))
-        manifest = Sender(store, access, repository, tell).send(image, packing, reference)
+        manifest = Sender(store, access, repository, tell).send(image, packing)
         repository.put_manifest(reference.tag or manifest.digest, manifest)
         store.note_digest(reference.name, manifest.digest, image)
     tell(TransferDone(manifest.digest, tell.moved, time.monotonic() - begun, repository.connection.limit))
@@ -60,12 +60,12 @@ class Sender(msgspec.Struct):
     tell: Teller
     _sent: set[str] = msgspec.field(default_factory=set)
 
-    def send(self, image: Image, packing: Packing, reference: Reference) -> RawManifest:
+    def send(self, image: Image, packing: Packing) -> RawManifest:
         """Layers and config; the manifest that then may be stored, itself not sent."""
         self.repository.connection.hello()
         count = len(image.diff_ids)
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="push") as pool:
-            made = [pool.submit(self._layer, image, index, packing, reference) for index in range(count)]
+            made = [pool.submit(self._layer, image, index, packing) for index in range(count)]
             try:
                 layers = [future.result() for future in made]
             except BaseException:
@@ -78,12 +78,12 @@ class Sender(msgspec.Struct):
         manifest = packed.manifest
         return RawManifest(manifest.value.media_type or MANIFEST_TYPE, manifest.raw, manifest.digest)
 
-    def _layer(self, image: Image, index: int, packing: Packing, reference: Reference) -> Descriptor:
+    def _layer(self, image: Image, index: int, packing: Packing) -> Descriptor:
         current = image.manifest.value.layers[index]
         self.tell(BlobProgress(current.digest, "packing", 0, current.size))
         layer = pack_layer(self.store, image, index, packing)
         diff_id = image.diff_ids[index]
-        origins = self._origins(diff_id, reference)
+        origins = self.origins(diff_id)
         self.blob(layer, lambda: pieces_of(self.store.described_layer(image, index, layer)), shown=current.digest, origins=origins)
         return layer
 
@@ -108,14 +108,22 @@ class Sender(msgspec.Struct):
         Upload(self, blob, pieces, location, name).run()
         self.tell(BlobProgress(name, "done", blob.size, blob.size))
 
-    def _origins(self, diff_id: str, reference: Reference) -> Iterator[str]:
-        """Other repositories of the same registry that have an image with this layer, in whatever form."""
+    def origins(self, diff_id: str) -> Iterator[str]:
+        """Other repositories of the same server that have an image with this layer, in whatever form."""
         for image in self.store.images():
             if diff_id in image.diff_ids:
                 for name, _ in self.store.digests(image.id):
-                    registry, _, repository = name.partition("/")
-                    if registry == reference.registry and repository != reference.repository:
-                        yield repository
+                    if (place := self._origin(name)) is not None:
+                        yield place
+
+    def _origin(self, name: str) -> str | None:
+        """What this server calls a repository; None when it is another's, or the one that is sent to."""
+        try:
+            endpoint = self.access.conf.destination(Reference.parse(name))
+        except RegistryError:  # blocked
+            return None
+        is_near = endpoint.host == self.repository.host and endpoint.repository != self.repository.name
+        return endpoint.repository if is_near else None
 
 
 class Upload(msgspec.Struct):

@@ -95,7 +95,7 @@ class Connection(msgspec.Struct):
             return
         answer = self._first()
         if answer.status == 401:
-            self.authorizer.challenged(answer, (), None)
+            self.authorizer.learn(answer)
         answer.done()
         self._is_known = True
 

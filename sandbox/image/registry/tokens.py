@@ -18,7 +18,7 @@ import msgspec
 from sandbox.errors import RegistryError, Unauthorized
 from sandbox.guarded import Guarded
 from sandbox.image.registry.credentials import Credential
-from sandbox.image.registry.wire import Answer, Request, Wire, shown
+from sandbox.image.registry.wire import Answer, Request, Wire, is_local, shown
 
 _SHORTEST = 60.0
 """Seconds a token is valid at least, says the specification; also when nothing is said."""
@@ -121,16 +121,27 @@ class Authorizer(msgspec.Struct):
                 token = self._tokens[scopes] = self._fetch(self._bearer, scopes)
             return f"Bearer {token.text}"
 
-    def challenged(self, answer: Answer, scopes: tuple[str, ...], used: str | None) -> str | None:
-        """After a 401: what to send now; None when there is nothing better than what was `used`. Unauthorized, RegistryError."""
-        offered = {challenge.scheme: challenge for challenge in parse_challenges(answer.headers("WWW-Authenticate"))}
+    def learn(self, answer: Answer) -> None:
+        """After the first 401: how to prove ourselves from now on. No token is asked for before it is known what for. RegistryError."""
+        offered = self._offered(answer)
         with self._lock:
             if "bearer" in offered:
-                return self._renewed(offered["bearer"], scopes, used)
-            if "basic" in offered:
-                return self._with_password(used)
-        names = ", ".join(offered) or "none"
-        raise RegistryError(f"{shown(self.url)}: wants a way to log in that is not known here ({names})")
+                self._bearer = offered["bearer"]
+            else:
+                self._with_password(None)
+
+    def challenged(self, answer: Answer, scopes: tuple[str, ...], used: str | None) -> str | None:
+        """After a 401: what to send now; None when there is nothing better than what was `used`. Unauthorized, RegistryError."""
+        offered = self._offered(answer)
+        with self._lock:
+            return self._renewed(offered["bearer"], scopes, used) if "bearer" in offered else self._with_password(used)
+
+    def _offered(self, answer: Answer) -> dict[str, Challenge]:
+        offered = {challenge.scheme: challenge for challenge in parse_challenges(answer.headers("WWW-Authenticate"))}
+        if not offered.keys() & {"bearer", "basic"}:
+            names = ", ".join(offered) or "none"
+            raise RegistryError(f"{shown(self.url)}: wants a way to log in that is not known here ({names})")
+        return offered
 
     def _renewed(self, bearer: Challenge, scopes: tuple[str, ...], used: str | None) -> str | None:
         kept = self._tokens.get(scopes)
@@ -188,6 +199,8 @@ class Authorizer(msgspec.Struct):
             raise RegistryError(f"{shown(self.url)}: names no token server that could be asked ({shown(realm)!r})")
         if parts.scheme == "http" and own.scheme == "https":
             raise RegistryError(f"{shown(self.url)}: names a token server without TLS ({shown(realm)}): no password is sent there")
+        if is_local(parts.hostname) and not is_local(own.hostname or ""):
+            raise RegistryError(f"{shown(self.url)}: names a token server of this machine ({shown(realm)})")
 
 
 def _token_request(realm: str, service: str | None, scopes: Sequence[str], credential: Credential | None) -> Request:

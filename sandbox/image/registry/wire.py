@@ -219,12 +219,18 @@ class Wire:
         for bundle in {os.path.realpath(named) for name in _BUNDLES if verify and (named := self._environ.get(name))} - {own}:
             if Path(bundle).is_file():  # reading one takes 0.05 s
                 context.load_verify_locations(bundle)
-        for directory in (Path(place, host) for place in _CERTIFICATES):
+        for directory in (Path(place, host) for place in (*_CERTIFICATES, *_own_certificates(self._environ))):
             for authority in sorted(directory.glob("*.crt")):
                 context.load_verify_locations(authority)
             for certificate in sorted(directory.glob("*.cert")):
                 context.load_cert_chain(certificate, certificate.with_suffix(".key"))
         return context
+
+
+def _own_certificates(environ: Mapping[str, str]) -> list[str]:
+    """containers-certs.d(5), a user's own."""
+    config = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if (home := environ.get("HOME")) else None)
+    return [f"{config}/containers/certs.d"] if config else []
 
 
 def _redirected(request: Request, target: str) -> Request:
