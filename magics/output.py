@@ -43,15 +43,19 @@ class LiveArea:
         self._publish = publish
         self._clear = clear
         self._late: dict[str, tuple[Bundle, Bundle]] = {}
+        self._written: set[Name] = set()
         self._shown: dict[str, float] = {}
 
     def write(self, name: Name, text: str) -> None:
         """As Area."""
         getattr(sys, name).write(text)
+        self._written.add(name)
 
     def flush(self, name: Name) -> None:
-        """As Area."""
-        getattr(sys, name).flush()
+        """As Area. A kernel's streams are flushed by another thread, which takes as long as half a cell: not for nothing."""
+        if name in self._written:
+            self._written.discard(name)
+            getattr(sys, name).flush()
 
     def show(self, data: Bundle, metadata: Bundle, display_id: str | None = None, *, update: bool = False) -> None:
         """As Area."""

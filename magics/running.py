@@ -40,6 +40,19 @@ class Cells:
         """Run the body in a fresh container, or in a session; a handle with -d. Raises CellFailed."""
         _note_terminal(cell.cell)
         cell = self.warm.with_image(cell)
+        image, facts, invocation = self.warm.begun_with(cell) or self._choose(engine, cell)
+        options = self._notebook.filled(replace(cell.options, entrypoint=invocation.entrypoint))
+        if options.detach:
+            return self._start(engine, image, invocation, options, cell.cell.proc)
+        cell = replace(cell, options=options)
+        _refuse_values(invocation, cell.cell)
+        with self._out_directory(engine, cell) as mounts:
+            ended = self._run_body(engine, image, cell, invocation, facts, mounts)
+        self._notebook.set_variables(ended.values)
+        return self._finish(cell.cell, ended.result, ended.failure)
+
+    def _choose(self, engine: Engine, cell: RunCell) -> tuple[Image, ImageFacts, Invocation]:
+        """The image, and who reads the body."""
         image = engine.image(cell.image)
         facts = image_facts(engine, image, cell.image)
         invocation = choose(
@@ -50,15 +63,7 @@ class Cells:
             facts=facts,
             on_stdin=cell.cell.on_stdin,
         )
-        options = self._notebook.filled(replace(cell.options, entrypoint=invocation.entrypoint))
-        if options.detach:
-            return self._start(engine, image, invocation, options, cell.cell.proc)
-        cell = replace(cell, options=options)
-        _refuse_values(invocation, cell.cell)
-        with self._out_directory(engine, cell) as mounts:
-            ended = self._run_body(engine, image, cell, invocation, facts, mounts)
-        self._notebook.set_variables(ended.values)
-        return self._finish(cell.cell, ended.result, ended.failure)
+        return image, facts, invocation
 
     def exec(self, engine: Engine, cell: ExecCell) -> object:
         """Run the body in a running container. Raises CellFailed."""

@@ -38,10 +38,11 @@ class Reader(msgspec.Struct, frozen=True):
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """How a session was begun: the program that reads its cells, and the flags of its container."""
+    """How a session was begun: the program that reads its cells, the flags of its container, how that was chosen."""
 
     program: tuple[str, ...]
     options: RunOptions
+    chosen: tuple[Image, ImageFacts, Invocation]
 
     def refuse_others(self, name: str, asked: RunOptions) -> None:
         """InvalidOption for a flag its container was not made with."""
@@ -78,7 +79,7 @@ class WarmCells:
         reader = reader_of(cell, invocation, facts)
         code = code_of(replace(cell, body=reader.body), self._notebook.variables)
         invocation = replace(invocation, chosen=shlex.join(invocation.interpreter))
-        session = self._session(engine, image, cell, reader, mounts)
+        session = self._session(engine, cell, reader, mounts, (image, facts, invocation))
         cell = replace(cell, options=replace(self._begun[session.name].options, timeout=cell.options.timeout))
         with self._notebook.streams(cell.cell, may_clear=reader.runner.objects) as streams:
             front = CellFront(streams, self._notebook.may_ask(), safe(cell))
@@ -98,9 +99,17 @@ class WarmCells:
         if found is None or not name:
             return cell
         cell = replace(cell, image=cell.image or found.image)
-        if cell.cell.lang or cell.argv or cell.options.entrypoint or cell.body.startswith("#!"):
+        if _names_program(cell):
             return cell
         return replace(cell, cell=replace(cell.cell, lang=shlex.join(self._begun[name].program)))
+
+    def begun_with(self, cell: RunCell) -> tuple[Image, ImageFacts, Invocation] | None:
+        """What was chosen for the session's first cell, for one that says nothing else; None when it has to be chosen anew."""
+        name = cell.cell.session or ""
+        session, begun = self._sessions.find(name), self._begun.get(name)
+        if session is None or begun is None or session.status != "idle" or session.image != cell.image:
+            return None
+        return begun.chosen if runner_for(begun.program[0]) and not _names_other(cell, begun) else None
 
     def place(self, engine: Engine, name: str) -> tuple[OutPlace, Seen]:
         """/out of a session, and the files of it already shown."""
@@ -129,15 +138,17 @@ class WarmCells:
         """The sessions there are."""
         return [session.name for session in self._sessions]
 
-    def _session(self, engine: Engine, image: Image, cell: RunCell, reader: Reader, mounts: Sequence[Mount]) -> Session:
+    def _session(
+        self, engine: Engine, cell: RunCell, reader: Reader, mounts: Sequence[Mount], chosen: tuple[Image, ImageFacts, Invocation]
+    ) -> Session:
         """The session of that name; one of another image or program is not replaced in silence."""
         name = cell.cell.session or ""
         found = self._sessions.find(name)
         if found is None:
             label = f"org.jupyter.sandbox.session={name}"
             options = replace(cell.options, timeout=None, label=(*cell.options.label, label))
-            launch = partial(engine.interpreter, image, reader.program, options=options, mounts=mounts, runner=reader.runner)
-            self._begun[name] = Begun(reader.program, cell.options)
+            launch = partial(engine.interpreter, chosen[0], reader.program, options=options, mounts=mounts, runner=reader.runner)
+            self._begun[name] = Begun(reader.program, cell.options, chosen)
             return self._sessions.add(Session(name, cell.image, launch, idle=IDLE_SECONDS))
         if found.image != cell.image:
             raise InvalidOption(f"session {name}: is of image {found.image}", hint=f"%container reset {name} ends it")
@@ -152,6 +163,15 @@ class WarmCells:
         place = self._places.pop(name, (None, Seen()))[0]
         if place is not None:
             place.close()
+
+
+def _names_program(cell: RunCell) -> bool:
+    return bool(cell.cell.lang or cell.argv or cell.options.entrypoint or cell.body.startswith("#!"))
+
+
+def _names_other(cell: RunCell, begun: Begun) -> bool:
+    """Whether it names a program; `with_image` has named the session's own where it did not."""
+    return _names_program(replace(cell, cell=replace(cell.cell, lang=None))) or cell.cell.lang != shlex.join(begun.program)
 
 
 def reader_of(cell: RunCell, invocation: Invocation, facts: ImageFacts) -> Reader:

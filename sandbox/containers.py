@@ -8,7 +8,7 @@ import posixpath
 import select
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json and inspect
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sandbox.session.interpreter import Interpreter
 
 _KILL = signal.SIGKILL
+_OF_USAGE = ("cpu", "peak_memory", "peak_pids", "throttled")
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -407,6 +408,19 @@ class Container:
         """What it has used until now, its peaks included; once it has ended, of that nothing is known any more (`completed` tells)."""
         used = reading(cgroup.read(dict(self._state.facts.get("report") or {})))
         return Usage(cpu=used.cpu, peak_memory=used.peak_memory, peak_pids=used.peak_pids, throttled=used.throttled)
+
+    def meter(self) -> Callable[[], Usage]:
+        """`usage`, to be asked often while it runs: where to look is found once."""
+        found: dict[str, Any] = {}
+
+        def measure() -> Usage:
+            if not found:
+                report = dict(self._state.facts.get("report") or {})
+                found.update({name: report[name] for name in _OF_USAGE if name in report})
+            used = reading(cgroup.read(found))
+            return Usage(cpu=used.cpu, peak_memory=used.peak_memory, peak_pids=used.peak_pids, throttled=used.throttled)
+
+        return measure
 
     def top(self) -> list[ProcessRow]:
         """Its processes; WrongState when it does not run."""

@@ -506,7 +506,7 @@ class Engine:
         def launch(channel: int) -> tuple[Running, str, Callable[[], Usage]]:
             streams = Streams(stdin=stdin, channel=channel)
             running, container = self.launch_container(image, rest, options=chosen, streams=streams, mounts=(runner_mount(), *mounts))
-            return running, container.id, container.usage
+            return running, container.id, container.meter()
 
         return interpreter.start(runner, launch)
 
@@ -518,7 +518,7 @@ class Engine:
         container = self.container(container_id)
 
         def launch(channel: int) -> tuple[Running, str, Callable[[], Usage]]:
-            return self.attach_started(container.id, Streams(channel=channel)), container.id, container.usage
+            return self.attach_started(container.id, Streams(channel=channel)), container.id, container.meter()
 
         return interpreter.start(runner, launch)
 

@@ -25,6 +25,7 @@ class Session:
         self.cells = 0
         self.used = time.time()
         self._lost = ""
+        self._rested = time.monotonic()
 
     @property
     def status(self) -> str:
@@ -38,14 +39,13 @@ class Session:
         if not self._lock.acquire(blocking=False):
             raise WrongState(f"session {self.name}: runs another cell", wanted="idle", actual="busy", hint="wait for it, or interrupt it")
         try:
-            self._stop_clock()
             interpreter = self._warm(front)
             if interpreter.refused is not None:
                 return CellOutcome("died", interpreter.refused.exit_code, completed=interpreter.refused)
             self.cells += 1
             return interpreter.run(cell, front, keep=True, timeout=timeout)
         finally:
-            self.used = time.time()
+            self.used, self._rested = time.time(), time.monotonic()
             self._start_clock()
             self._lock.release()
 
@@ -83,23 +83,38 @@ class Session:
         return self._interpreter
 
     def _start_clock(self) -> None:
-        if self.idle:
-            self._timer = threading.Timer(self.idle, self._idled)
-            self._timer.daemon = True
-            self._timer.start()
+        """One timer at a time, whatever the number of cells: when it goes off it looks how long the last is ago."""
+        if self.idle and self._timer is None:
+            self._set_timer(self.idle)
+
+    def _set_timer(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._look_at_clock)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _stop_clock(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _idled(self) -> None:
-        if self._lock.acquire(blocking=False):
-            try:
-                self.close()
-                self._lost = f"ended after {self.idle:g} s without a cell"
-            finally:
-                self._lock.release()
+    def _look_at_clock(self) -> None:
+        """Called by the timer: end the interpreter when no cell came for so long."""
+        idle = self.idle or 0.0
+        if not self._lock.acquire(blocking=False):  # a cell runs
+            self._set_timer(idle)
+            return
+        try:
+            left = idle - (time.monotonic() - self._rested)
+            self._timer = None
+            if self._interpreter is None:
+                return
+            if left > 0:
+                self._set_timer(left)
+                return
+            self.close()
+            self._lost = f"ended after {idle:g} s without a cell"
+        finally:
+            self._lock.release()
 
 
 class Sessions:

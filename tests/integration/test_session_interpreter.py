@@ -198,7 +198,7 @@ def test_what_a_thread_displays_between_cells_is_shown(session: Session) -> None
     )
     run(session, "thread.start()")
     _, events = run(session, "go.set()")
-    events += run(session, "print('a')\nimport sys\nprint('b', file=sys.stderr)\nthread.join()")[1]  # asks while the thread does
+    events += run(session, "import sys\nsys.stdout.write('a\\n'); sys.stderr.write('b\\n')\nthread.join()")[1]  # asks while the thread does
     events += run(session, "1")[1]
     assert sorted(map(str, events)) == sorted(
         map(str, [("stdout", "a\n"), ("stderr", "b\n"), ("display", {"text/plain": "'late'"}), ("display", {"text/plain": "1"})])

@@ -26,10 +26,13 @@ class Stream:
         """Write text; the number of its characters."""
         if not isinstance(text, str):
             raise TypeError("write() argument must be str, not " + type(text).__name__)
-        self._runner.turn_to(self._fd)
+        runner, fd = self._runner, self._fd
+        if fd != runner.printed_to:
+            runner.turn_to(fd)
         data = text.encode("utf-8", "backslashreplace")
-        while data:
-            data = data[os.write(self._fd, data) :]
+        count = os.write(fd, data)
+        while count < len(data):
+            count += os.write(fd, data[count : count + _PIPE])
         return len(text)
 
     def writelines(self, lines):
@@ -61,6 +64,7 @@ class Stream:
         return False
 
 
+_PIPE = 1 << 16
 _CHILDREN = ("os.system", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen")
 
 
@@ -70,7 +74,7 @@ class Runner:
     def __init__(self, channel):
         self._channel = channel
         self._last = 1
-        self._printed = False
+        self.printed_to = None
         self._loop = None
         self._number = 0
         self._sources = {}
@@ -108,15 +112,16 @@ class Runner:
         if fd != self._last and self._may_ask():
             self._last = fd
             self._channel.ask({"op": "sync"})
-        self._printed = True
+        if fd == self._last:
+            self.printed_to = fd
 
     def _may_ask(self):
         return self._channel.is_ours and _thread.get_ident() == self._thread
 
     def _before_child(self, event, arguments):
         """An audit hook (PEP 578): a child prints to either stream, and what was printed before it must be shown before it."""
-        if event in _CHILDREN and self._printed and self._may_ask():
-            self._printed = False
+        if event in _CHILDREN and self.printed_to is not None and self._may_ask():
+            self.printed_to = None
             self._channel.ask({"op": "sync"})
 
     def _post(self, data, metadata, display_id=None, update=False, result=False):
