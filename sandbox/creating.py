@@ -16,6 +16,7 @@ from sandbox.image.store import Image, Store
 from sandbox.launch import VolumeRequest
 from sandbox.options import RunOptions
 from sandbox.records import Record, Records
+from sandbox.runtime.container import new_id
 from sandbox.runtime.spec import Allowed, ContainerSpec, Mount, Rootfs
 from sandbox.volumes import Volumes
 
@@ -32,11 +33,13 @@ class Creator:
         self._records = records
         self._volumes = volumes
 
-    def create(self, image: str | Image, argv: Sequence[str], options: RunOptions, extra: Sequence[Mount] = ()) -> Record:
+    def create(
+        self, image: str | Image, argv: Sequence[str], options: RunOptions, extra: Sequence[Mount] = (), *, container_id: str | None = None
+    ) -> Record:
         """A new container, stopped; ImageNotFound, InvalidOption, and then nothing is left of it."""
         with self._store.shared():
             found = self._store.find(image) if isinstance(image, str) else image
-            container_id = self._records.new_id()
+            container_id = container_id or new_id()
             spec = self._spec(container_id, found, argv, options)
             directory = self._records.directory(container_id)
             name = self._records.claim_name(container_id, options.name)

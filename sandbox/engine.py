@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Self
 
@@ -477,7 +478,7 @@ class Engine:
     ) -> tuple[Running, Container]:
         """As `launch`, with the container, for whoever starts it again (`attach_started`) or wants to know more of it."""
         with self._runtime.reserve() as place:
-            record = self._create(image, argv, options, mounts)
+            record = self._create(image, argv, options, mounts, place.container_id)
             try:
                 return self._starter.attach(record, streams, place), Container(self, record)
             except BaseException:
@@ -529,8 +530,11 @@ class Engine:
         record = self._create(image, argv, options, mounts)
         return Container(self, record)
 
-    def _create(self, image: str | Image, argv: Sequence[str], options: RunOptions, mounts: Sequence[Mount]) -> Record:
-        record = self._transfers.wanted(image, options.pull, lambda: self._creator.create(image, argv, options, mounts))
+    def _create(
+        self, image: str | Image, argv: Sequence[str], options: RunOptions, mounts: Sequence[Mount], container_id: str | None = None
+    ) -> Record:
+        make = partial(self._creator.create, image, argv, options, mounts, container_id=container_id)
+        record = self._transfers.wanted(image, options.pull, make)
         self._starter.note(record, "create")
         return record
 
@@ -575,6 +579,7 @@ class Engine:
 
     def prune(self, *, all: bool = False) -> PruneReport:
         """Remove stopped containers, images without a name (`all`: without a container), unused snapshots and everything stray."""
+        self._runtime.dismiss_spares()
         return self._pruner.everything(all=all)
 
     def cache_uses(self) -> list[CacheUse]:

@@ -94,10 +94,6 @@ class Records:
         """The link that reserves a name."""
         return self._names / name
 
-    def new_id(self) -> str:
-        """64 random hex digits."""
-        return os.urandom(32).hex()
-
     def claim_name(self, container_id: str, name: str | None) -> str:
         """Reserve `name` (or a made-up one) for the container; ContainerError when another has it, InvalidOption."""
         self._names.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from sandbox.errors import ContainerError, WrongState
 from sandbox.records import ALIVE, Record, Records, State
 from sandbox.runtime.cgroups import systemd
-from sandbox.runtime.container import Place, Running, Runtime, Stream, Streams, engine_mark
+from sandbox.runtime.container import SPARES, Place, Running, Runtime, Stream, Streams, engine_mark
 from sandbox.runtime.init import cgroup, files, journal
-from sandbox.runtime.plan import Handling, LogFile
+from sandbox.runtime.plan import GROUP_ID, Handling, LogFile
 from sandbox.runtime.spec import Pack, Process
 
 
@@ -99,12 +99,22 @@ class Starter:
 
     def sweep_groups(self, dead: set[str]) -> None:
         """Kill and remove the cgroups of containers without supervisor: those in `dead`, and those whose directory is gone."""
-        alive = {i[:32] for i in self._records.ids() if i not in dead}
+        alive = {i[:GROUP_ID] for i in (*self._waiting(), *self._records.ids()) if i not in dead}
         mark = engine_mark(self._runtime.root)
         for name, groups in systemd.existing():
             owner, _, container_id = name.partition(".")
             if owner == mark and container_id not in alive:
                 cgroup.remove(groups)
+
+    def _waiting(self) -> list[str]:
+        """The ids whose ground was made ahead, and whose supervisor waits; the locks of others are removed."""
+        found = []
+        for lock in (self._runtime.root / SPARES).glob("*"):
+            if files.is_held(str(lock)):
+                found.append(lock.name)
+            else:
+                files.remove_file(str(lock))
+        return found
 
     def _handling(self, record: Record, *, log: bool, detach: bool) -> Handling:
         names = (str(self._records.name_link(record.name)),)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC
 
@@ -70,13 +68,10 @@ _SILENT_ARGS = (*PROXY_ARGS, EPOCH, OPTIONS_ARG)
 class Builder:
     """Builds images into a store, with RUN steps in `runtime`. `on_event` is called in the thread that calls `build`."""
 
-    def __init__(
-        self, store: Store, runtime: Runs, on_event: OnEvent = lambda _: None, *, new_id: Callable[[], str] = lambda: os.urandom(32).hex()
-    ) -> None:
+    def __init__(self, store: Store, runtime: Runs, on_event: OnEvent = lambda _: None) -> None:
         self._store = store
         self._runtime = runtime
         self._on_event = on_event
-        self._new_id = new_id
 
     def build(self, request: BuildRequest) -> Image:
         """Build, tag and return the image. DockerfileError, UnknownStage, StepFailed; an interrupt leaves nothing behind."""
@@ -129,7 +124,6 @@ class Builder:
             output=lambda _stream, _data: None,
             tell=self._on_event,
             stop=Stop(),
-            new_id=self._new_id,
             secrets=request.settings.secrets,
             limits=request.settings.limits,
         )

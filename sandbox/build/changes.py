@@ -60,7 +60,6 @@ def apply_changes(store: Store, memory: Memory, config: RunConfig, changes: Sequ
         output=lambda _stream, _data: None,
         tell=lambda _event: None,
         stop=Stop(),
-        new_id=str,
     )
     state = replace(empty_state(host()), run=config)
     for instruction in dockerfile.instructions[1:]:

@@ -110,7 +110,7 @@ def _run(draft: Draft, *, state: BuildState, i: ins.Run, script: _Script, networ
             mounts.append(host_ca.mount(place_of_them))
             env = host_ca.with_variables(env)
         spec = ContainerSpec(
-            id=site.new_id(),
+            id=place.container_id,
             rootfs=Rootfs(site.store.lowers(state.top), str(draft.upper), str(draft.work)),
             process=Process(script.argv, tuple({**env, **extra.env}.items()), state.workdir, state.run.user),
             hostname=HOSTNAME,

@@ -44,6 +44,10 @@ class Started(Protocol):
 class Starts(Protocol):
     """Where one container can be started: `sandbox.runtime.container.Place`."""
 
+    @property
+    def container_id(self) -> str:
+        """What it should be called."""
+
     def start(self, spec: ContainerSpec, handling: Handling) -> Started:
         """Start a container and stay attached to it."""
 
@@ -106,7 +110,6 @@ class Site(Guarded, frozen=True):
     output: OnOutput
     tell: OnEvent
     stop: Stop
-    new_id: Callable[[], str]
     secrets: Mapping[str, bytes] = msgspec.field(default_factory=dict)
     agents: Mapping[str, str] = msgspec.field(default_factory=dict)
     limits: StepLimits = msgspec.field(default_factory=lambda: StepLimits())

@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Self  # Any: plans and reports are JSON
 
@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from sandbox.errors import PortTaken, SetupFailed, Unsupported
 from sandbox.runtime import cgroups
 from sandbox.runtime.init import files, link, procs, subids
-from sandbox.runtime.plan import Handling, Site, capabilities, make_plan, process_plan
+from sandbox.runtime.plan import GROUP_ID, Handling, Site, another_ground, capabilities, make_plan, process_plan
 from sandbox.runtime.spawner import Spawner, hand_over
 from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Process, Usage, Why
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Stream = Literal["stdout", "stderr"]
 OnOutput = Callable[[Stream, bytes], None]
 
+SPARES = "spares"
+"""Below the engine's directory: locks of those who wait with a ground, named by container id."""
 _CHUNK = 65536
 _MIB = 1 << 20
 _FIRST_RANGE, _RANGES = 16, 32768
@@ -87,6 +89,10 @@ class Runtime:
         """Start the helper process now, and have it ready."""
         self._spawner.warm()
 
+    def dismiss_spares(self) -> None:
+        """Take away what was made ahead for the next container."""
+        self._spawner.dismiss_spares()
+
     def run(self, spec: ContainerSpec, *, stdin: bytes | IO[bytes] | None = None, on_output: OnOutput | None = None) -> Completed:
         """Run `spec` to its end without keeping anything of it; output goes to `on_output`, else into the result.
 
@@ -98,13 +104,14 @@ class Runtime:
     @contextmanager
     def reserve(self) -> Iterator[Place]:
         """A place for a container that is still being made; unused it ends with the block."""
-        with self._spawner.reserve() as supervisor:
-            yield Place(self, supervisor)
+        spare = self._spawner.reserve_grounded()
+        with spare.end:
+            yield Place(self, spare.end, spare.container_id or new_id())
 
     def start(self, spec: ContainerSpec, handling: Handling, streams: Streams = Streams()) -> Running:
         """Start `spec`; raises SetupFailed or Unsupported. With `handling.detach` the result only knows the pid."""
-        with self.reserve() as place:
-            return place.start(spec, handling, streams)
+        with self._spawner.reserve() as supervisor:
+            return Place(self, supervisor, spec.id).start(spec, handling, streams)
 
     def _attached(self, spec: ContainerSpec) -> AbstractContextManager[dict[str, Any] | None]:
         """Its place in its network, given back when the block fails; None without one."""
@@ -190,6 +197,14 @@ class Runtime:
             subids=None if os.geteuid() == 0 else subids.find(os.geteuid(), os.getegid()),
         )
 
+    def _restock_like(self, plan: Mapping[str, Any], spec: ContainerSpec) -> None:
+        """Make the ground for the next container, which is likely to be like this one."""
+        container_id = new_id()
+        base = id_base(container_id) if os.geteuid() == 0 and spec.userns == "private" else None
+        place = self.root / SPARES
+        place.mkdir(mode=0o700, exist_ok=True)
+        self._spawner.restock_grounded(container_id, place / container_id, lambda: another_ground(plan, container_id, base))
+
     def _filter_for(self, spec: ContainerSpec) -> bytes:
         """The compiled seccomp filter; empty for none."""
         if spec.privileged or spec.seccomp == "unconfined":
@@ -199,10 +214,12 @@ class Runtime:
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where one container can be started: its supervisor came up while the container was still being made."""
+    """Where one container can be started: its supervisor came up while the container was still being made. `container_id`: what it should
+    be called; a ground (init/ground) may have been made for one of that name."""
 
     _runtime: Runtime
     _supervisor: socket.socket
+    container_id: str
 
     def start(self, spec: ContainerSpec, handling: Handling, streams: Streams = Streams()) -> Running:
         """As Runtime.start; once."""
@@ -215,7 +232,8 @@ class Place(msgspec.Struct, frozen=True):
 
                 owner = owner_of(self._runtime.root, err.port, err.protocol)
                 raise PortTaken(f"{err}{owner and f' by {owner}'}", port=err.port, protocol=err.protocol) from err
-        running.finally_do(self._runtime._spawner.restock)
+        runtime = self._runtime
+        running.finally_do(runtime._spawner.restock if handling.detach else partial(runtime._restock_like, plan, spec))
         return running
 
 
@@ -527,9 +545,14 @@ def _make_devices(spec: ContainerSpec, record: Path) -> None:
         os.mknod(node, stat.S_IFMT(found.st_mode) | 0o660, found.st_rdev)
 
 
+def new_id() -> str:
+    """A container's: 64 random hex digits."""
+    return os.urandom(32).hex()
+
+
 def cgroup_name(root: Path, container_id: str) -> str:
     """The container's group: a mark of the engine's root first, so that two engines leave each other's groups alone."""
-    return f"{engine_mark(root)}.{container_id[:32]}"
+    return f"{engine_mark(root)}.{container_id[:GROUP_ID]}"
 
 
 @lru_cache

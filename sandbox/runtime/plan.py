@@ -5,6 +5,7 @@ A plan is JSON: it travels to the spawner in a memfd and can be printed with SAN
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any  # a plan is JSON
 
@@ -13,9 +14,10 @@ from msgspec.structs import asdict, replace
 
 from sandbox.errors import InvalidOption, Unsupported
 from sandbox.runtime.init import syscalls as s
+from sandbox.runtime.init.ground import KEYS
 from sandbox.runtime.init.program import CAPABILITIES
 from sandbox.runtime.security.capabilities import choose_capabilities
-from sandbox.runtime.security.kernel_files import DEVICES, MASKED, PROTECTED, sysctl_file
+from sandbox.runtime.security.kernel_files import DEVICES, MASKED, PROTECTED, SYSCTLS, sysctl_file
 from sandbox.runtime.spec import ContainerSpec, Mount, Process
 
 Step = tuple[str, dict[str, Any]]
@@ -23,10 +25,12 @@ REMOVED = "removed"
 """Where a container's directory is moved when it is done with, below the engine's: to go at once, and to be deleted in peace."""
 IDS = 65536
 """User ids of one container."""
+GROUP_ID = 32
+"""Digits of a container's id in the name of its cgroups."""
 
 _DEV_LINKS = (
-    ("/proc/self/fd", "/dev/fd"), ("/proc/self/fd/0", "/dev/stdin"), ("/proc/self/fd/1", "/dev/stdout"),
-    ("/proc/self/fd/2", "/dev/stderr"), ("pts/ptmx", "/dev/ptmx"), ("/proc/kcore", "/dev/core"),
+    ("/proc/self/fd", "dev/fd"), ("/proc/self/fd/0", "dev/stdin"), ("/proc/self/fd/1", "dev/stdout"),
+    ("/proc/self/fd/2", "dev/stderr"), ("pts/ptmx", "dev/ptmx"), ("/proc/kcore", "dev/core"),
 )  # fmt: skip
 _QUIET = s.MOUNT_ATTR_NOSUID | s.MOUNT_ATTR_NODEV | s.MOUNT_ATTR_NOEXEC
 
@@ -104,6 +108,9 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
         "namespaces": namespaces(spec),
         "cgroup_namespace": site.cgroup is not None,
         "idmap": _idmap(spec, site),
+        "ulimits": [list(ulimit) for ulimit in spec.ulimits],
+        "ground_steps": _ground_steps(spec, site),
+        "stays_open": site.network is not None and "helper" in site.network,
         "network": site.network,
         "cgroup": site.cgroup,
         "host_mounts": _host_mounts(spec, site),
@@ -111,6 +118,14 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
         "process": process_plan(spec.process, spec, site.seccomp, site.capabilities),
         "health": _health(spec, site),
     }
+
+
+def another_ground(plan: Mapping[str, Any], container_id: str, id_base: int | None) -> dict[str, Any]:
+    """The ground (init/ground) of a container like this plan's, but called `container_id`. `id_base`: as in Site; None: no range of its
+    own."""
+    text = json.dumps({key: plan[key] for key in KEYS}).replace(plan["id"][:GROUP_ID], container_id[:GROUP_ID])
+    facts: dict[str, Any] = json.loads(text)
+    return facts if id_base is None else {**facts, "idmap": _range_of_its_own(id_base)}
 
 
 def _health(spec: ContainerSpec, site: Site) -> dict[str, Any] | None:
@@ -174,11 +189,15 @@ def _idmap(spec: ContainerSpec, site: Site) -> dict[str, Any] | None:
     if spec.userns == "host":
         return None
     if site.privileged:
-        ids = [[0, site.id_base, IDS]]
-        return {"uid": ids, "gid": ids, "setgroups": True}
+        return _range_of_its_own(site.id_base)
     if site.subids:
         return dict(site.subids)
     return {"uid": [[0, site.uid, 1]], "gid": [[0, site.gid, 1]], "setgroups": False}
+
+
+def _range_of_its_own(id_base: int) -> dict[str, Any]:
+    ids = [[0, id_base, IDS]]
+    return {"uid": ids, "gid": ids, "setgroups": True}
 
 
 def _host_mounts(spec: ContainerSpec, site: Site) -> list[dict[str, Any]]:
@@ -196,24 +215,29 @@ def _host_mounts(spec: ContainerSpec, site: Site) -> list[dict[str, Any]]:
     ]
 
 
+def _ground_steps(spec: ContainerSpec, site: Site) -> list[Step]:
+    """What does not depend on what runs: see init/ground."""
+    own: list[Step] = [] if site.privileged else [("detach_bind", {"name": "store", "source": site.store})]
+    return [("isolate_mounts", {}), *own, *([] if _own_binds(spec, site) else _staged(spec, site))]
+
+
 def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
+    binds = _own_binds(spec, site)
     return [
-        ("isolate_mounts", {}),
-        *_own_binds(spec, site),
-        ("mount_staging", {}),
+        *binds,
+        *(_staged(spec, site) if binds else []),
         *_rootfs_steps(spec, site),
         *_file_steps(spec, site),
-        *_detached_steps(spec, site),
+        *(("detach_bind", {"name": f"device{n}", "source": _device_source(n, spec, site)}) for n in range(len(spec.devices))),
         ("enter_root", {"target": "root"}),
-        *_kernel_mounts(spec, site),
-        *_dev_steps(spec),
+        *(("attach", {"name": name, "target": f"/{name}"}) for name in _KERNEL_TREES),
+        *(("attach", {"name": f"device{n}", "target": device.target}) for n, device in enumerate(spec.devices)),
         *_volume_steps(spec),
         *(("set_sysctl", {"path": sysctl_file(name), "text": value}) for name, value in spec.sysctls),
         *_redirect_steps(site.network),
-        *([] if spec.privileged else [("mask", {"paths": list(MASKED)}), ("protect", {"paths": list(PROTECTED)})]),
+        *([] if spec.privileged else [("protect", {"paths": [SYSCTLS]})]),
         *([("protect_root", {})] if spec.read_only else []),
         ("set_hostname", {"name": spec.hostname}),
-        *([("loopback_up", {})] if spec.network != "host" else []),
         *_network_steps(site.network),
     ]
 
@@ -329,28 +353,36 @@ def _hosts(spec: ContainerSpec, site: Site) -> str:
     return "\n".join([*lines, *(f"{address}\t{name}" for name, address in spec.extra_hosts)]) + "\n"
 
 
-def _detached_steps(spec: ContainerSpec, site: Site) -> list[Step]:
-    """Everything that must be opened while the host is visible."""
-    steps: list[Step] = [("detach_new", {"name": "proc", "fstype": "proc", "attrs": _QUIET})]
-    if spec.network != "host":
-        steps.append(("detach_new", {"name": "sys", "fstype": "sysfs", "attrs": _QUIET | (0 if spec.privileged else s.MOUNT_ATTR_RDONLY)}))
-    else:  # a new sysfs shows the network namespace it belongs to, which is not ours
-        steps.append(("detach_bind", {"name": "sys", "source": "/sys", "recursive": True, "read_only": True}))
-    steps += [("detach_bind", {"name": device, "source": f"/dev/{device}"}) for device in DEVICES]
-    steps += [("detach_bind", {"name": f"device{n}", "source": _device_source(n, spec, site)}) for n in range(len(spec.devices))]
-    return steps
+_KERNEL_TREES = ("proc", "sys", "dev")
+
+
+def _staged(spec: ContainerSpec, site: Site) -> list[Step]:
+    """/proc, /sys and /dev as the container sees them, built on staging while the host is visible (proc and sysfs want a visible one
+    beside them), each then kept as one detached tree."""
+    return [
+        ("mount_staging", {}),
+        *_dev_steps(spec),
+        *_kernel_mounts(spec, site),
+        *([] if spec.privileged else [("mask", {"paths": _staging(MASKED)}), ("protect", {"paths": _staging(PROTECTED)})]),
+        *(("detach_bind", {"name": name, "source": name, "recursive": True}) for name in _KERNEL_TREES),
+        *([("loopback_up", {})] if spec.network != "host" else []),
+    ]
+
+
+def _staging(paths: Sequence[str]) -> list[str]:
+    """Where they are on staging, which is the working directory; what is written to later is left out."""
+    return [path.lstrip("/") for path in paths if path != SYSCTLS]
 
 
 def _own_binds(spec: ContainerSpec, site: Site) -> list[Step]:
-    """What _host_mounts leaves to init, opened before staging hides a directory of the host's."""
+    """The user's mounts that _host_mounts leaves to init, opened before staging hides a directory of the host's."""
     if site.privileged:
         return []
-    volumes: list[Step] = [
+    return [
         ("detach_bind", {"name": f"volume{n}", "source": m.source, "recursive": True, "read_only": m.read_only})
         for n, m in enumerate(spec.mounts)
         if m.kind == "bind"
     ]
-    return [("detach_bind", {"name": "store", "source": site.store}), *volumes]
 
 
 def _device_source(number: int, spec: ContainerSpec, site: Site) -> str:
@@ -361,34 +393,41 @@ def _device_source(number: int, spec: ContainerSpec, site: Site) -> str:
 
 
 def _kernel_mounts(spec: ContainerSpec, site: Site) -> list[Step]:
-    steps: list[Step] = [("attach", {"name": "proc", "target": "/proc"}), ("attach", {"name": "sys", "target": "/sys"})]
+    steps: list[Step] = [
+        ("detach_new", {"name": "proc", "fstype": "proc", "attrs": _QUIET}),
+        ("attach", {"name": "proc", "target": "proc"}),
+    ]
+    if spec.network != "host":
+        steps.append(("detach_new", {"name": "sys", "fstype": "sysfs", "attrs": _QUIET | (0 if spec.privileged else s.MOUNT_ATTR_RDONLY)}))
+    else:  # a new sysfs shows the network namespace it belongs to, which is not ours
+        steps.append(("detach_bind", {"name": "sys", "source": "/sys", "recursive": True, "read_only": True}))
+    steps.append(("attach", {"name": "sys", "target": "sys"}))
     if site.cgroup2_only and site.cgroup is not None:
         steps += [
             ("detach_new", {"name": "cgroup", "fstype": "cgroup2", "attrs": _QUIET | s.MOUNT_ATTR_RDONLY}),
-            ("attach", {"name": "cgroup", "target": "/sys/fs/cgroup"}),
+            ("attach", {"name": "cgroup", "target": "sys/fs/cgroup"}),
         ]
     elif spec.network == "host":
-        steps.append(("mask", {"paths": ["/sys/fs/cgroup"]}))
+        steps.append(("mask", {"paths": ["sys/fs/cgroup"]}))
     return steps
 
 
 def _dev_steps(spec: ContainerSpec) -> list[Step]:
     tmpfs = s.MOUNT_ATTR_NOSUID | s.MOUNT_ATTR_NODEV
     shm = {"mode": "1777", "size": str(spec.shm_size)}
-    steps: list[Step] = [
+    return [
+        *(("detach_bind", {"name": device, "source": f"/dev/{device}"}) for device in DEVICES),
         ("detach_new", {"name": "dev", "fstype": "tmpfs", "attrs": s.MOUNT_ATTR_NOSUID, "options": {"mode": "0755", "size": "64k"}}),
-        ("attach", {"name": "dev", "target": "/dev"}),
-        *(("attach", {"name": device, "target": f"/dev/{device}"}) for device in DEVICES),
+        ("attach", {"name": "dev", "target": "dev"}),
+        *(("attach", {"name": device, "target": f"dev/{device}"}) for device in DEVICES),
         ("detach_new", {"name": "pts", "fstype": "devpts", "attrs": _PTS, "options": {"mode": "0620", "ptmxmode": "0666"}}),
-        ("attach", {"name": "pts", "target": "/dev/pts"}),
+        ("attach", {"name": "pts", "target": "dev/pts"}),
         ("detach_new", {"name": "shm", "fstype": "tmpfs", "attrs": tmpfs | s.MOUNT_ATTR_NOEXEC, "options": shm}),
-        ("attach", {"name": "shm", "target": "/dev/shm"}),
+        ("attach", {"name": "shm", "target": "dev/shm"}),
         ("detach_new", {"name": "mqueue", "fstype": "mqueue", "attrs": _QUIET}),
-        ("attach", {"name": "mqueue", "target": "/dev/mqueue"}),
+        ("attach", {"name": "mqueue", "target": "dev/mqueue"}),
         *(("symlink", {"target": target, "path": path}) for target, path in _DEV_LINKS),
-        *(("attach", {"name": f"device{n}", "target": device.target}) for n, device in enumerate(spec.devices)),
     ]
-    return steps
 
 
 _PTS = s.MOUNT_ATTR_NOSUID | s.MOUNT_ATTR_NOEXEC

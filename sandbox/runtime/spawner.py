@@ -5,13 +5,16 @@ See sandbox.runtime.init.serve for the other end. Thread-safe; a helper that die
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # Any: a plan is JSON
+
+import msgspec
 
 from sandbox.errors import SetupFailed
 from sandbox.runtime.init import link
@@ -39,6 +42,13 @@ def hand_over(supervisor: socket.socket, job: str, plan: Mapping[str, Any], stdi
         os.close(memory)
 
 
+class Spare(msgspec.Struct, frozen=True):
+    """A supervisor that waits for `hand_over`, and ends when the connection is closed. `container_id`: whose ground it has made."""
+
+    end: socket.socket
+    container_id: str = ""
+
+
 class Spawner:
     """A handle on the helper process; `close` ends it, the containers it started live on. `single`: one container will be started.
 
@@ -53,7 +63,8 @@ class Spawner:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._owner = 0
-        self._spare: socket.socket | None = None
+        self._spare: Spare | None = None
+        self._grounded: Spare | None = None
 
     @property
     def pid(self) -> int | None:
@@ -75,17 +86,41 @@ class Spawner:
         """A supervisor, forked now unless one is spare; the connection to it. It waits for `hand_over`, and ends when that is closed."""
         with self._lock:
             spare, self._spare = self._spare, None
-            if spare is not None:
-                if self._owner == os.getpid() and _is_alive(spare):
-                    return spare
-                spare.close()
-            return self._fork()
+            return spare.end if spare and self._is_usable(spare) else self._fork()
+
+    def reserve_grounded(self) -> Spare:
+        """As `reserve`, for a container that may be called as the spare one whose ground was made ahead, if there is one."""
+        with self._lock:
+            spare, self._grounded = self._grounded, None
+            return spare if spare and self._is_usable(spare) else Spare(self._fork())
+
+    def _is_usable(self, spare: Spare) -> bool:
+        if self._owner == os.getpid() and _is_alive(spare.end):
+            return True
+        spare.end.close()
+        return False
 
     def restock(self) -> None:
         """Have a supervisor ready for the next, where there was one before: who starts one container starts another."""
         with self._lock:
-            if self._has_spare and self._spare is None and self._socket is not None and self._owner == os.getpid():
-                self._spare = self._fork()
+            if self._wants(self._spare):
+                self._spare = Spare(self._fork())
+
+    def restock_grounded(self, container_id: str, lock: Path, ground: Callable[[], Mapping[str, Any]]) -> None:
+        """As `restock`, with a ground made for a container of this id; while it waits it holds the file `lock`."""
+        with self._lock:
+            if not self._wants(self._grounded):
+                return
+            end = self._fork()
+            self._grounded = Spare(end, container_id)
+            memory = link.write_plan(ground())
+            try:
+                link.send(end, {"lock": str(lock)}, [memory])
+            finally:
+                os.close(memory)
+
+    def _wants(self, spare: Spare | None) -> bool:
+        return self._has_spare and spare is None and self._socket is not None and self._owner == os.getpid()
 
     def _fork(self) -> socket.socket:
         ours, theirs = link.pair()
@@ -128,15 +163,38 @@ class Spawner:
         with self._lock:
             self._discard()
 
+    def dismiss_spares(self) -> None:
+        """Nobody waits any more, until the next restock; nothing of what they made is left."""
+        with self._lock:
+            self._dismiss_spares()
+
+    def _dismiss_spares(self) -> None:
+        for spare in (self._spare, self._grounded):
+            if spare is not None:
+                _dismiss(spare.end, is_ours=self._owner == os.getpid())
+        self._spare = self._grounded = None
+
     def _discard(self) -> None:
-        if self._spare is not None:
-            self._spare.close()
-            self._spare = None
+        self._dismiss_spares()
         if self._socket is not None:
             self._socket.close()
         if self._process is not None and self._owner == os.getpid():
             self._process.wait()
         self._socket = self._process = None
+
+
+def _dismiss(spare: socket.socket, *, is_ours: bool) -> None:
+    """Have it end, and wait until nothing is left of what it made; a fork of ours only lets go."""
+    with spare:
+        if not is_ours:
+            return
+        try:
+            spare.shutdown(socket.SHUT_WR)
+            while spare.recv(1):
+                pass
+        except OSError as err:  # it was killed
+            if err.errno not in (errno.ECONNRESET, errno.ENOTCONN):
+                raise
 
 
 def _start_in(scope: Sequence[str]) -> tuple[subprocess.Popen[bytes] | None, socket.socket | None, str]:

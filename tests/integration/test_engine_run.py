@@ -49,9 +49,9 @@ def engine(tmp_path: Path, rootfs: Path) -> Iterator[Engine]:
         yield opened
         for container in opened.containers(all=True):
             container.remove(force=True)
-        assert groups_of(opened) == []
         assert opened.containers(all=True) == []
         assert not list(opened.root.glob("containers/*"))
+    assert groups_of(opened) == []
 
 
 def groups_of(engine: Engine) -> list[str]:

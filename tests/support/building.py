@@ -150,6 +150,8 @@ class Script:
     behave: Callable[[str, threading.Event], int]
     signals: list[int] = field(default_factory=list)
 
+    container_id = "0" * 64
+
     def reserve(self) -> AbstractContextManager[Starts]:
         return nullcontext(self)
 

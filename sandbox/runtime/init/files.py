@@ -65,8 +65,13 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 def is_locked(directory: str) -> bool:
     """Whether a supervisor holds the lock of this container's directory."""
+    return is_held(directory + "/lock")
+
+
+def is_held(lock: str) -> bool:
+    """Whether somebody has this file locked (flock(2))."""
     try:
-        fd = os.open(directory + "/lock", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

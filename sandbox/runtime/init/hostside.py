@@ -42,11 +42,11 @@ def flags_of(namespaces: Sequence[str]) -> int:
     return flags
 
 
-def set_before_it_may_not(pid: int, plan: Mapping[str, Any]) -> None:
+def set_before_it_may_not(pid: int, facts: Mapping[str, Any]) -> None:
     """What init could not give itself: an OOM score, and limits above ours where we hold CAP_SYS_RESOURCE."""
-    if plan.get("oom_score_adj") is not None:
-        cgroup.write(f"/proc/{pid}/oom_score_adj", str(plan["oom_score_adj"]))
-    for name, soft, hard in plan["process"]["ulimits"]:
+    if facts["oom_score_adj"] is not None:
+        cgroup.write(f"/proc/{pid}/oom_score_adj", str(facts["oom_score_adj"]))
+    for name, soft, hard in facts["ulimits"]:
         number = getattr(resource, "RLIMIT_" + name.upper())
         _, allowed = resource.getrlimit(number)
         if allowed != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > allowed):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from sandbox.runtime.init import ground
+
 
 class Joined(supervisor.Container):
     """The supervisor of an exec: enters the namespaces instead of making them, and owns no cgroup."""
@@ -41,9 +43,11 @@ class Joined(supervisor.Container):
         return {"event": "refused", "code": 125, "message": "the container ended meanwhile", "step": "join", "errno": None}
 
 
-def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown: title.Title) -> None:
+def run(orders: int, client: socket.socket, stdio: Sequence[int], shown: title.Title, spare: ground.Spare | None = None) -> None:
     """Supervise one exec; nothing is recorded on disk."""
-    joined = Joined(plan, client, stdio, shown)
+    if spare is not None:
+        spare.discard()
+    joined = Joined(link.read_plan(orders), client, stdio, shown)
     try:
         joined.start()
         supervisor.tell_started(joined)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-_MOST_FDS = 64
+_MOST_FDS = 253  # SCM_MAX_FD
 _MOST_BYTES = 65536
 
 
@@ -43,11 +43,11 @@ def receive(end: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     return (json.loads(data) if data else None), list(fds)
 
 
-def read_plan(fd: int) -> dict[str, Any]:
-    """The plan from its memfd, which is closed."""
-    size = os.lseek(fd, 0, os.SEEK_END)
-    plan: dict[str, Any] = json.loads(os.pread(fd, size, 0).decode())
-    os.close(fd)
+def read_plan(fd: int, *, keep: bool = False) -> dict[str, Any]:
+    """The plan from its memfd, which is closed unless it is to be read again (`keep`)."""
+    plan: dict[str, Any] = json.loads(os.pread(fd, os.fstat(fd).st_size, 0).decode())
+    if not keep:
+        os.close(fd)
     return plan
 
 

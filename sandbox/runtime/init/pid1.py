@@ -31,24 +31,18 @@ _FORWARDED = frozenset(int(number) for number in signal.valid_signals() if numbe
 _AWAITED = _FORWARDED | {int(signal.SIGCHLD)}
 
 
-def run(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int], joins: Sequence[int]) -> None:
-    """Be init; never returns. Reports `ready`, `started`, `ended` or `refused` over `supervisor`."""
+def run(facts: Mapping[str, Any], supervisor: socket.socket, joins: Sequence[int]) -> None:
+    """Be init of the ground `facts` (see ground.py); never returns. What it waits for from `supervisor`: that its ids are mapped, then
+    its orders. Reports `ready`, `started`, `ended` or `refused`."""
     code = 125
     try:
-        close_others({0, 1, 2, supervisor.fileno(), *stdio, *joins})
+        close_others({0, 1, 2, supervisor.fileno(), *joins})
+        setup = _stand(facts, supervisor, joins)
         message, fds = link.receive(supervisor)
         if message is None:
             return
-        for fd in joins:
-            os.write(fd, b"0")
-            os.close(fd)
-        setup = steps.Setup(dict(zip(message["mounts"], fds, strict=True)))
-        _become_root(plan)
-        leave_keyring()
-        _die_with_supervisor(supervisor)
-        forget_imports()
-        if plan["cgroup_namespace"]:
-            s.unshare(s.CLONE_NEWCGROUP)
+        plan, stdio = link.read_plan(fds[0]), fds[1 : 1 + message["stdio"]]
+        setup.mounts.update(zip(message["mounts"], fds[1 + len(stdio) :], strict=True))
         try:
             steps.perform(plan["steps"], setup)
         finally:
@@ -66,6 +60,24 @@ def run(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]
         say(supervisor, {"event": "refused", "code": 125, "message": f"init: {err!r}", "step": "init", "errno": None})
     finally:
         os._exit(code)
+
+
+def _stand(facts: Mapping[str, Any], supervisor: socket.socket, joins: Sequence[int]) -> steps.Setup:
+    """In its groups, root of its user namespace, with the kernel's file systems built: all that needs no orders."""
+    if link.receive(supervisor)[0] is None:
+        os._exit(125)
+    for fd in joins:
+        os.write(fd, b"0")
+        os.close(fd)
+    _become_root(facts)
+    leave_keyring()
+    _die_with_supervisor(supervisor)
+    forget_imports()
+    if facts["cgroup_namespace"]:
+        s.unshare(s.CLONE_NEWCGROUP)
+    setup = steps.Setup()
+    steps.perform(facts["ground_steps"], setup)
+    return setup
 
 
 def close_others(keep: set[int]) -> None:
@@ -87,9 +99,9 @@ def leave_keyring() -> None:
             raise
 
 
-def _become_root(plan: Mapping[str, Any]) -> None:
-    if plan["idmap"]:
-        if plan["idmap"]["setgroups"]:
+def _become_root(facts: Mapping[str, Any]) -> None:
+    if facts["idmap"]:
+        if facts["idmap"]["setgroups"]:
             os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 import socket
 
-from sandbox.runtime.init import join, link, supervisor, title
+from sandbox.runtime.init import ground, join, link, supervisor, title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+_CALM = 0.02
+"""Seconds without a job before a ground is made ahead: of containers started one right after the other, the next would wait for it."""
 JOBS: dict[str, Callable[..., None]] = {"run": supervisor.run, "exec": join.run}
 
 
@@ -47,13 +50,26 @@ def main(fd: int, interpreter: int = -1, greets: int = 0) -> NoReturn:
 
 
 def _serve(client: socket.socket, shown: title.Title) -> None:
-    """In the fork: become a supervisor as soon as the client says of what; never returns."""
+    """In the fork: become a supervisor as soon as the client says of what; never returns. It may first ask for a ground to be made."""
+    spare = None
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         shown.set("sandbox-supervisor")
         message, fds = link.receive(client)
+        if message is not None and "lock" in message:
+            if not _hears_within(client, _CALM):
+                spare = ground.Spare(link.read_plan(fds[0]), message["lock"], shown)
+            message, fds = link.receive(client)
         if message is not None:
-            JOBS[message["job"]](link.read_plan(fds[0]), client, fds[1:], shown)
+            JOBS[message["job"]](fds[0], client, fds[1:], shown, spare)
+        elif spare is not None:
+            spare.discard()
     finally:
         os._exit(0)
+
+
+def _hears_within(client: socket.socket, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(client, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

@@ -29,8 +29,8 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 class Setup:
     """What the steps share: detached mounts by name, the mount points they had to create (`stubs`), the name server's socket."""
 
-    def __init__(self, mounts: dict[str, int]) -> None:
-        self.mounts = mounts
+    def __init__(self) -> None:
+        self.mounts: dict[str, int] = {}
         self.stubs: list[str] = []
         self.root_device = -1
         self.resolver: list[int] = []
@@ -211,7 +211,7 @@ def mask(setup: Setup, paths: Sequence[str]) -> None:
         if stat.S_ISDIR(mode):
             detach_new(setup, "mask", "tmpfs", s.MOUNT_ATTR_RDONLY, {"size": "4k"})
         else:
-            detach_bind(setup, "mask", "/dev/null")
+            detach_bind(setup, "mask", "dev/null")  # of staging, or of the root: where we are
         tree = setup.mounts.pop("mask")
         s.move_mount(tree, path)
         os.close(tree)

@@ -14,8 +14,22 @@ import signal
 import socket
 import time
 
-from sandbox.runtime.init import attachment, cgroup, clients, files, hostside, link, meter, output, pid1, program, report, restarts, title
-from sandbox.runtime.init import syscalls as s
+from sandbox.runtime.init import (
+    attachment,
+    cgroup,
+    clients,
+    files,
+    ground,
+    hostside,
+    link,
+    meter,
+    output,
+    pid1,
+    program,
+    report,
+    restarts,
+    title,
+)
 from sandbox.runtime.init.hostside import Refused
 
 TYPE_CHECKING = False
@@ -34,8 +48,11 @@ _AFTER_TERM = 2.0
 class Container:
     """One container while it runs."""
 
-    def __init__(self, plan: dict[str, Any], client: socket.socket | None, stdio: Sequence[int], shown: title.Title) -> None:
+    def __init__(
+        self, plan: dict[str, Any], client: socket.socket | None, stdio: Sequence[int], shown: title.Title, orders: int = -1
+    ) -> None:
         self.plan = plan
+        self.orders = orders
         self.title = shown
         self.stdio = list(stdio)
         self.output = output.Output(plan, stdio)
@@ -43,6 +60,7 @@ class Container:
         if client is not None:
             self.clients.append(clients.Client(client, stdio[:3], bytes.fromhex(plan["detach_keys"]), is_starter=True))
         self.door: clients.Door | None = None
+        self.spare: ground.Spare | None = None
         self.pid = 0
         self.pidfd = -1
         self.link: socket.socket
@@ -65,30 +83,16 @@ class Container:
     def start(self) -> None:
         """Until the program runs; Refused when it does not come to that, and nothing is left then."""
         self._owners("restore")
-        group = self.plan["cgroup"]
-        if group:
-            hostside.make_groups(group)
-        joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in group["joins"] if path != group["slow_join"]] if group else []
         pid1.load_entry(self.plan["process"])
-        self.link, inner = link.pair()
+        stands = (self.spare and self.spare.take(self.plan)) or ground.Ground(self.plan, self.title)
+        self.pid, self.pidfd, self.link = stands.pid, stands.pidfd, stands.link
         inside = self.output.wire()
         if self.plan["idmap"] and os.geteuid() == 0:
             root = self.plan["idmap"]["uid"][0][1]
             program.give_pipes(inside, root, root)
-        try:
-            self.pid = s.clone(hostside.flags_of(self.plan["namespaces"]), group["into"] if group else None)
-            if self.pid == 0:
-                self.title.set("sandbox-init")
-                pid1.run(self.plan, inner, inside, joins)
-            self.pidfd = os.pidfd_open(self.pid)
-        except OSError as err:
-            raise Refused(
-                {"event": "refused", "code": 125, "message": f"clone: {err.strerror}", "step": "clone", "errno": err.errno}
-            ) from err
-        inner.close()
-        self._let_go({*joins, *inside})
         self._attach_network()
-        self._hand_over_mounts()
+        self._send_in(stands, inside)
+        self._let_go(set(inside))
         self._follow_setup()
         self._admit_starter()
 
@@ -111,13 +115,6 @@ class Container:
             return
         try:
             self.attachment.connect(self.pid, again=self.is_again)
-        except attachment.Failed as err:
-            raise Refused({"event": "refused", "code": 125, **err.facts}) from err
-
-    def _enter_network(self) -> None:
-        if self.attachment is None:
-            return
-        try:
             self.attachment.enter(self.pid)
         except attachment.Failed as err:
             raise Refused({"event": "refused", "code": 125, **err.facts}) from err
@@ -126,22 +123,18 @@ class Container:
         """It asked for what its allow-list has not."""
         report.note(self.plan, "network_deny", target=what)
 
-    def _hand_over_mounts(self) -> None:
-        """Write the id maps, then send init what only the host side can make: idmapped and bound host directories."""
+    def _send_in(self, stands: ground.Ground, inside: Sequence[int]) -> None:
+        """Give init its orders, and what only the host side can make: idmapped and bound host directories."""
         trees: dict[str, int] = {}
-        userns = -1
         try:
-            hostside.set_before_it_may_not(self.pid, self.plan)
-            userns = hostside.map_ids(self.pid, self.plan["idmap"]) if self.plan["idmap"] else -1
-            self._enter_network()
             for source in self.plan["host_mounts"]:
-                trees[source["name"]] = hostside.detach_host_mount(source, userns)
-            link.send(self.link, {"mounts": list(trees)}, list(trees.values()))
+                trees[source["name"]] = hostside.detach_host_mount(source, stands.userns)
+            stands.order(self.orders, inside, trees)
         except OSError as err:
-            message = f"{err.filename or 'user namespace'}: {err.strerror}"
+            message = f"{err.filename or 'host mount'}: {err.strerror}"
             raise Refused({"event": "refused", "code": 125, "message": message, "step": "host_mounts", "errno": err.errno}) from err
         finally:
-            for fd in (*trees.values(), *((userns,) if userns >= 0 else ())):
+            for fd in (*trees.values(), *((stands.userns,) if stands.userns >= 0 else ())):
                 os.close(fd)
 
     def _follow_setup(self) -> None:
@@ -403,15 +396,18 @@ class Container:
             return
 
 
-def run(plan: dict[str, Any], client: socket.socket, stdio: Sequence[int], shown: title.Title) -> None:
-    """Supervise one container from its set-up to its last trace. Called in a fork of the spawner that then exits."""
+def run(orders: int, client: socket.socket, stdio: Sequence[int], shown: title.Title, spare: ground.Spare | None = None) -> None:
+    """Supervise one container from its set-up to its last trace. Called in a fork of the spawner that then exits. `orders`: the memfd of
+    the plan; `spare`: a ground that may suit."""
+    plan = link.read_plan(orders, keep=True)
     lock = os.open(plan["directory"] + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     is_restarted = plan["restart"][0] != "no"
     door = clients.Door(plan["directory"]) if is_restarted or (plan["record"] and output.is_shared(plan)) else None
     again = restarts.Restarts(plan, door) if door and is_restarted else None
-    container = Container(plan, client, stdio, shown)
+    container = Container(plan, client, stdio, shown, orders)
     container.door = door
+    container.spare = spare
     result = _run_once(container)
     while again is not None and (delay := again.delay(result)) is not None:
         report.record(plan, {**result, "status": "restarting", "supervisor": os.getpid(), "restarts": again.count})
@@ -442,7 +438,7 @@ def _next_run(before: Container) -> Container:
     for client in before.clients:
         client.close()
     before.close()
-    again = Container(plan, None, [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)], before.title)
+    again = Container(plan, None, [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)], before.title, before.orders)
     again.is_again = True
     again.door = before.door
     return again

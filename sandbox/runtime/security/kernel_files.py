@@ -12,6 +12,8 @@ MASKED = (
 )  # fmt: skip
 PROTECTED = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 """docker's masked and read-only paths (moby, oci/defaults.go)."""
+SYSCTLS = "/proc/sys"
+"""The one of them that is written to before (--sysctl)."""
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 _IPC_SETTINGS = frozenset(
