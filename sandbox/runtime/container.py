@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from sandbox.errors import PortTaken, SetupFailed, Unsupported
 from sandbox.runtime import cgroups
 from sandbox.runtime.init import files, link, procs, subids
-from sandbox.runtime.plan import GROUP_ID, Handling, Site, another_ground, capabilities, make_plan, process_plan
+from sandbox.runtime.plan import GROUP_ID, Handling, Site, another_ground, capabilities, has_left_host, make_plan, process_plan
 from sandbox.runtime.spawner import Spawner, hand_over
 from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Process, Usage, Why
 
@@ -233,7 +233,8 @@ class Place(msgspec.Struct, frozen=True):
                 owner = owner_of(self._runtime.root, err.port, err.protocol)
                 raise PortTaken(f"{err}{owner and f' by {owner}'}", port=err.port, protocol=err.protocol) from err
         runtime = self._runtime
-        running.finally_do(runtime._spawner.restock if handling.detach else partial(runtime._restock_like, plan, spec))
+        is_next_alike = not handling.detach and has_left_host(plan)
+        running.finally_do(partial(runtime._restock_like, plan, spec) if is_next_alike else runtime._spawner.restock)
         return running
 
 

@@ -120,6 +120,11 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
     }
 
 
+def has_left_host(plan: Mapping[str, Any]) -> bool:
+    """Whether init, on its ground, has let go of the host's mounts."""
+    return any(name == "enter_root" for name, _ in plan["ground_steps"])
+
+
 def another_ground(plan: Mapping[str, Any], container_id: str, id_base: int | None) -> dict[str, Any]:
     """The ground (init/ground) of a container like this plan's, but called `container_id`. `id_base`: as in Site; None: no range of its
     own."""
@@ -228,7 +233,7 @@ def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
         *(_staged(spec, site) if binds else []),
         *_rootfs_steps(spec, site),
         *_file_steps(spec, site),
-        *(("detach_bind", {"name": f"device{n}", "source": _device_source(n, spec, site)}) for n in range(len(spec.devices))),
+        *_own_devices(spec, site),
         ("enter_root", {"target": "root"}),
         *(("attach", {"name": name, "target": f"/{name}"}) for name in _KERNEL_TREES),
         *(("attach", {"name": f"device{n}", "target": device.target}) for n, device in enumerate(spec.devices)),
@@ -358,13 +363,14 @@ _KERNEL_TREES = ("proc", "sys", "dev")
 
 def _staged(spec: ContainerSpec, site: Site) -> list[Step]:
     """/proc, /sys and /dev as the container sees them, built on staging while the host is visible (proc and sysfs want a visible one
-    beside them), each then kept as one detached tree."""
+    beside them), each then kept as one detached tree. Then the host's mounts are let go: who waits must not keep them busy."""
     return [
         ("mount_staging", {}),
         *_dev_steps(spec),
         *_kernel_mounts(spec, site),
         *([] if spec.privileged else [("mask", {"paths": _staging(MASKED)}), ("protect", {"paths": _staging(PROTECTED)})]),
         *(("detach_bind", {"name": name, "source": name, "recursive": True}) for name in _KERNEL_TREES),
+        ("enter_root", {"target": "."}),
         *([("loopback_up", {})] if spec.network != "host" else []),
     ]
 
@@ -375,21 +381,23 @@ def _staging(paths: Sequence[str]) -> list[str]:
 
 
 def _own_binds(spec: ContainerSpec, site: Site) -> list[Step]:
-    """The user's mounts that _host_mounts leaves to init, opened before staging hides a directory of the host's."""
-    if site.privileged:
-        return []
+    """The user's mounts and devices that _host_mounts leaves to init, opened before staging hides the host's directories."""
+    volumes = [] if site.privileged else [(f"volume{n}", m) for n, m in enumerate(spec.mounts) if m.kind == "bind"]
+    devices = [] if _makes_devices(spec, site) else list(enumerate(spec.devices))
     return [
-        ("detach_bind", {"name": f"volume{n}", "source": m.source, "recursive": True, "read_only": m.read_only})
-        for n, m in enumerate(spec.mounts)
-        if m.kind == "bind"
+        *(("detach_bind", {"name": name, "source": m.source, "recursive": True, "read_only": m.read_only}) for name, m in volumes),
+        *(("detach_bind", {"name": f"device{n}", "source": device.source}) for n, device in devices),
     ]
 
 
-def _device_source(number: int, spec: ContainerSpec, site: Site) -> str:
-    """The host's node; for another user namespace a node of the container's own, which the idmapped store shows as its root's."""
-    if site.privileged and spec.userns == "private":
-        return _inside(f"{site.record}/devices/{number}", site)
-    return spec.devices[number].source
+def _own_devices(spec: ContainerSpec, site: Site) -> list[Step]:
+    """Nodes of the container's own, which the idmapped store shows as its root's: the host's would be nobody's."""
+    numbers = range(len(spec.devices)) if _makes_devices(spec, site) else ()
+    return [("detach_bind", {"name": f"device{n}", "source": _inside(f"{site.record}/devices/{n}", site)}) for n in numbers]
+
+
+def _makes_devices(spec: ContainerSpec, site: Site) -> bool:
+    return site.privileged and spec.userns == "private"
 
 
 def _kernel_mounts(spec: ContainerSpec, site: Site) -> list[Step]:

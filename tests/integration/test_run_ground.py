@@ -118,6 +118,14 @@ def test_closing_and_pruning_leave_nothing_of_it(engine: Engine, busybox_image: 
     leftovers.nothing_left(engine.root)
 
 
+@requires("root")  # what waits is not dumpable
+def test_it_keeps_none_of_the_hosts_mounts_busy(spare: int) -> None:
+    """What the host unmounts meanwhile must be gone."""
+    places = {line.split()[4] for line in Path(f"/proc/{spare}/mountinfo").read_text().splitlines()}
+    assert {"/dev/shm", "/proc", "/sys"} <= places
+    assert {place.split("/")[1] for place in places} == {"", "dev", "proc", "sys"}
+
+
 def test_volumes_and_a_tty_stand_on_it_too(engine: Engine, busybox_image: str, spare: int, tmp_path: Path) -> None:
     (tmp_path / "given").write_text("from outside\n")
     with engine.launch(
