@@ -201,9 +201,8 @@ class Runtime:
         """Make the ground for the next container, which is likely to be like this one."""
         container_id = new_id()
         base = id_base(container_id) if os.geteuid() == 0 and spec.userns == "private" else None
-        place = self.root / SPARES
-        place.mkdir(mode=0o700, exist_ok=True)
-        self._spawner.restock_grounded(container_id, place / container_id, lambda: another_ground(plan, container_id, base))
+        lock = self.root / SPARES / container_id
+        self._spawner.restock_grounded(container_id, lock, lambda: another_ground(plan, container_id, base))
 
     def _filter_for(self, spec: ContainerSpec) -> bytes:
         """The compiled seccomp filter; empty for none."""

@@ -116,7 +116,9 @@ class Spare:
 
     def __init__(self, facts: Mapping[str, Any], lock: str, shown: Title) -> None:
         self._path = lock
-        os.makedirs(os.path.dirname(lock), mode=0o700, exist_ok=True)
+        place = os.path.dirname(lock)
+        if not os.path.isdir(place):
+            os.mkdir(place, 0o700)
         self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._ground: Ground | None = None
