@@ -111,11 +111,13 @@ class Spawner:
         with self._lock:
             if not self._wants(self._grounded):
                 return
-            end = self._fork()
-            self._grounded = Spare(end, container_id)
-            memory = link.write_plan(ground())
+            end, memory = self._fork(), link.write_plan(ground())
             try:
                 link.send(end, {"lock": str(lock)}, [memory])
+            except (BrokenPipeError, ConnectionResetError):
+                end.close()  # it was killed: the next container starts without
+            else:
+                self._grounded = Spare(end, container_id)
             finally:
                 os.close(memory)
 
