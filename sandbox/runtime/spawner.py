@@ -43,7 +43,8 @@ def hand_over(supervisor: socket.socket, job: str, plan: Mapping[str, Any], stdi
 
 
 class Spare(msgspec.Struct, frozen=True):
-    """A supervisor that waits for `hand_over`, and ends when the connection is closed. `container_id`: whose ground it has made."""
+    """A supervisor that waits for `hand_over`, and ends when the connection is closed. `container_id`: whose ground it has made; empty:
+    nobody's."""
 
     end: socket.socket
     container_id: str = ""
@@ -63,7 +64,7 @@ class Spawner:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._owner = 0
-        self._spare: Spare | None = None
+        self._spare: socket.socket | None = None
         self._grounded: Spare | None = None
 
     @property
@@ -85,26 +86,29 @@ class Spawner:
     def reserve(self) -> socket.socket:
         """A supervisor, forked now unless one is spare; the connection to it. It waits for `hand_over`, and ends when that is closed."""
         with self._lock:
-            spare, self._spare = self._spare, None
-            return spare.end if spare and self._is_usable(spare) else self._fork()
+            return self._take()
+
+    def _take(self) -> socket.socket:
+        spare, self._spare = self._spare, None
+        return spare if spare and self._is_usable(spare) else self._fork()
 
     def reserve_grounded(self) -> Spare:
         """As `reserve`, for a container that may be called as the spare one whose ground was made ahead, if there is one."""
         with self._lock:
             spare, self._grounded = self._grounded, None
-            return spare if spare and self._is_usable(spare) else Spare(self._fork())
+            return spare if spare and self._is_usable(spare.end) else Spare(self._take())
 
-    def _is_usable(self, spare: Spare) -> bool:
-        if self._owner == os.getpid() and _is_alive(spare.end):
+    def _is_usable(self, spare: socket.socket) -> bool:
+        if self._owner == os.getpid() and _is_alive(spare):
             return True
-        spare.end.close()
+        spare.close()
         return False
 
     def restock(self) -> None:
         """Have a supervisor ready for the next, where there was one before: who starts one container starts another."""
         with self._lock:
             if self._wants(self._spare):
-                self._spare = Spare(self._fork())
+                self._spare = self._fork()
 
     def restock_grounded(self, container_id: str, lock: Path, ground: Callable[[], Mapping[str, Any]]) -> None:
         """As `restock`, with a ground made for a container of this id; while it waits it holds the file `lock`."""
@@ -121,7 +125,7 @@ class Spawner:
             finally:
                 os.close(memory)
 
-    def _wants(self, spare: Spare | None) -> bool:
+    def _wants(self, spare: Spare | socket.socket | None) -> bool:
         return self._has_spare and spare is None and self._socket is not None and self._owner == os.getpid()
 
     def _fork(self) -> socket.socket:
@@ -171,9 +175,9 @@ class Spawner:
             self._dismiss_spares()
 
     def _dismiss_spares(self) -> None:
-        for spare in (self._spare, self._grounded):
-            if spare is not None:
-                _dismiss(spare.end, is_ours=self._owner == os.getpid())
+        for end in (self._spare, self._grounded.end if self._grounded else None):
+            if end is not None:
+                _dismiss(end, is_ours=self._owner == os.getpid())
         self._spare = self._grounded = None
 
     def _discard(self) -> None:
