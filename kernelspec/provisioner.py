@@ -88,7 +88,7 @@ class SandboxProvisioner(LocalProvisioner):
             if self._kernel is None:
                 self._kernel = KernelContainer(self._request(cmd, kwargs, self._engine), self._directory, self._engine)
             await asyncio.to_thread(self._kernel.start, connection, stdout=stdout, stderr=stderr)
-            await asyncio.to_thread(self._engine.warm)  # for the next
+            await asyncio.to_thread(self._kernel.prepare_next)
         except BaseException:
             await self.cleanup()  # nobody else would: for jupyter_client there is no kernel then
             raise

@@ -356,6 +356,10 @@ class Running(msgspec.Struct):
         """Let go: a container that still runs attached is killed by its supervisor, a detached one goes on."""
         self._client.close()
         self._wiring.close()
+        self.prepare_next()
+
+    def prepare_next(self) -> None:
+        """Make what the next container needs now, not when this one has ended: for one that runs long."""
         after, self._after = self._after, None
         if after is not None:
             after()

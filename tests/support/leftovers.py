@@ -10,9 +10,11 @@ import select
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernelspec.engines import shared_engines
 from sandbox.runtime import cgroups
 from sandbox.runtime.container import engine_mark
 from sandbox.runtime.network.networks import bridge_prefix
@@ -23,7 +25,10 @@ _BRIDGES = "sbx"
 
 
 def nothing_left(root: Path) -> None:
-    """No mount below `root`, no process that uses it, no cgroup of a container in it, no network device, no nftables rule."""
+    """No mount below `root`, no process that uses it, no cgroup of a container in it, no network device, no nftables rule; once this
+    process has closed the engines that it keeps for the next kernel."""
+    if "jupyter_client.provisioning.factory" in sys.modules:  # it keeps them
+        shared_engines().close()
     found = left(root)
     if found and _ended([int(line.split()[1].rstrip(":")) for line in found if line.startswith("process ")]):
         found = left(root)
