@@ -189,6 +189,12 @@ class KernelContainer:
         return self._engine.launch_container(request.image, rest, options=options, streams=streams, mounts=mounts)
 
 
+def mounted_directory(cwd: str | os.PathLike[str] | None) -> str | None:
+    """Where a kernel works, which its container has at the same path: `cwd`, else where we are. None for /: that is the image's."""
+    path = os.path.realpath(cwd or os.getcwd())
+    return None if path == "/" else path
+
+
 def _environment(given: Mapping[str, str]) -> list[str]:
     """JPY_PARENT_PID=1: our init is the kernel's parent; an inherited number would end it at once, none makes it complain."""
     return [f"{name}={value}" for name, value in {**given, "JPY_PARENT_PID": "1"}.items()]

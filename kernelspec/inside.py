@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from kernelspec import parameters
-from kernelspec.container import options_from
+from kernelspec.container import mounted_directory, options_from
 from kernelspec.dialects import DIALECTS, Answer, Content, Dialect
 from kernelspec.environments import Environment, look_at
 from kernelspec.orphans import CONNECTION_LABEL, KERNEL_LABEL, SERVER_LABEL, this_server
@@ -79,9 +79,10 @@ class KernelFront(CellFront, frozen=True, kw_only=True):
 class Inside:
     """The container of a kernel. Its interpreter is started by the first cell or question; `use` another image and it starts afresh."""
 
-    def __init__(self, engine: Engine, config: Config, *, connection: Path, notebook: Path | None, directory: Path) -> None:
+    def __init__(self, engine: Engine, config: Config, *, connection: Path, notebook: Path | None) -> None:
         self.engine, self._config = engine, config
-        self._connection, self._notebook, self._directory = connection, notebook, directory
+        self._connection, self._notebook = connection, notebook
+        self._directory = mounted_directory(None) if config.mount else None
         self._session: Session | None = None
         self._container: Container | None = None
         self._told: str | None = None
@@ -207,7 +208,7 @@ class Inside:
         return replace(
             options,
             env=(*options.env, *(f"{name}={value}" for name, value in self._config.env.items())),
-            workdir=options.workdir or (str(self._directory) if self._config.mount else None),
+            workdir=options.workdir or self._directory,
             rm=False,
             log_driver="none",
             log_opt=(),
@@ -217,7 +218,7 @@ class Inside:
         )
 
     def _mounts(self) -> Sequence[Mount]:
-        return [Mount("bind", str(self._directory), str(self._directory))] if self._config.mount else []
+        return [Mount("bind", self._directory, self._directory)] if self._directory else []
 
 
 def _digest(facts: object) -> str:

@@ -162,6 +162,7 @@ class SandboxKernel(IPythonKernel):
             return _error("ExitCode", f"exit code {outcome.exit_code}")
         completed = outcome.completed
         reason = (completed.reason if completed else "") or outcome.error[1] or f"exit code {outcome.exit_code}"
+        self.log.warning("sandbox: %s", reason)  # in the server's log
         return _error("ContainerError", reason, hint="the next cell starts afresh, without variables; files are kept")
 
     def _remember(self, number: int, code: str, shown: Sequence[str]) -> None:
@@ -270,7 +271,7 @@ class SandboxKernelApp(IPKernelApp):
         """What the kernel runs its cells in, and what its notebook has to say of that."""
         session, connection = os.environ.get("JPY_SESSION_NAME", ""), Path(self.abs_connection_file)
         notebook = Path(session) if session else None
-        inside = Inside(Engine(), self.settings, connection=connection, notebook=notebook, directory=Path.cwd())
+        inside = Inside(Engine(), self.settings, connection=connection, notebook=notebook)
         return inside, NotebookImage(notebook, connection.with_suffix(".environment"))
 
     def init_kernel(self) -> None:

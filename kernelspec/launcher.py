@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any  # kernel.json and connection files
 
-from kernelspec.container import KernelContainer, KernelRequest, default_command, options_from
+from kernelspec.container import KernelContainer, KernelRequest, default_command, mounted_directory, options_from
 from kernelspec.orphans import remove_orphans_meanwhile
 from kernelspec.parameters import apply_all
 from kernelspec.sockets import SocketDirectory
@@ -50,7 +50,7 @@ def _request(spec: dict[str, Any], engine: Engine) -> KernelRequest:
         argv=command,
         options=options,
         env={name: value for name, value in spec.get("env", {}).items() if not name.startswith("KERNEL_")},
-        cwd=str(Path.cwd()) if config["mount"] else None,
+        cwd=mounted_directory(None) if config["mount"] else None,
         kernel_id=str(os.getpid()),
     )
 

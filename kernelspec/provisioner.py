@@ -7,7 +7,6 @@ the traits below. One object lives through restarts: the container and its files
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from pathlib import Path
 from typing import Any  # jupyter_client's keywords are untyped
@@ -17,7 +16,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Bool, List, Unicode
 
 from kernelspec import parameters
-from kernelspec.container import CONNECTION, KernelContainer, KernelRequest, default_command, options_from
+from kernelspec.container import CONNECTION, KernelContainer, KernelRequest, default_command, mounted_directory, options_from
 from kernelspec.engines import shared_engines
 from kernelspec.sockets import SocketDirectory
 from sandbox import Engine
@@ -99,7 +98,7 @@ class SandboxProvisioner(LocalProvisioner):
         env = dict(kwargs.get("env") or {})
         manager: Any = self.parent
         kept = {name: value for name, value in env.items() if name in self.kernel_spec.env or name in _PASSED_ON}
-        cwd = os.path.realpath(kwargs["cwd"]) if self.mount and kwargs.get("cwd") else None
+        cwd = mounted_directory(self.cwd) if self.mount else None
         options = parameters.apply_all(options_from(list(self.flags)), _notebook(self.cwd, env), env, engine.root)
         return KernelRequest(
             image=self.image or "localhost/python",

@@ -79,6 +79,7 @@ class Interpreter:
         self, running: Running, end: socket, runner: Runner = PYTHON, measure: Callable[[], Usage] = Usage, container_id: str = ""
     ) -> None:
         self.container_id = container_id
+        self._is_closed = False
         self._running = running
         self._measure = measure
         self._used = 0.0
@@ -105,8 +106,14 @@ class Interpreter:
 
     def close(self) -> None:
         """End the interpreter and its container."""
+        self._is_closed = True
         self._running.end()
         self._channel.close()
+
+    def close_ended(self, front: Front) -> str:
+        """Close it after it has ended by itself. Why it did; empty when that is not known, or when a cell has told it."""
+        done = None if self._is_closed else self._end(front)
+        return done.reason if done is not None else ""
 
     def forget(self) -> None:
         """A fresh namespace."""

@@ -73,8 +73,8 @@ class Session:
 
     def _warm(self, front: Front) -> Interpreter:
         if self._interpreter is not None and not self._interpreter.settle(front):
+            self._lost = self._interpreter.close_ended(front) or "its interpreter ended"
             self.close()
-            self._lost = "its interpreter ended"
         if self._interpreter is None:
             self._interpreter = self._launch()
             if self._lost:

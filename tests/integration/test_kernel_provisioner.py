@@ -28,6 +28,7 @@ from sandbox.engine import Engine
 from sandbox.errors import ContainerNotFound, InvalidOption
 from tests.support.host import requires
 from tests.support.kernel import Kernel
+from tests.support.language_images import place_program
 from tests.support.leftovers import nothing_left
 
 pytestmark = [
@@ -213,16 +214,25 @@ def test_reset_drops_the_container_and_a_restart_makes_a_new_one(place: Place, s
         assert kernel.text("import os; print(os.path.exists('/kept'))") == "False\n"
 
 
-def test_out_of_memory_is_told_at_the_next_kernels_first_cell_once(place: Place) -> None:
+DEATHS = {
+    "x = bytearray(400 << 20)": "out of memory: killed at the 160 MiB limit",
+    "import os; os._exit(3)": "exit code 3",
+    "import os; os.kill(os.getpid(), 11)": "killed by SIGSEGV",
+}
+
+
+def test_why_a_kernel_ended_is_told_at_the_next_ones_first_cell_once_and_logged(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     with started(place, env={"KERNEL_MEMORY": "160m"}) as (manager, kernel):
-        kernel.client.execute("x = bytearray(400 << 20)")
-        assert run_sync(manager.provisioner.wait)() == 137
-        assert not manager.is_alive()
-        manager.restart_kernel(now=True)
-        kernel.wait_connected()
-        reason = "The kernel before this one ended: out of memory: killed at the 160 MiB limit\n"
-        assert kernel.text("print(1)", "stderr") == reason
-        assert kernel.text("print(1)", "stderr") == ""
+        for code, reason in DEATHS.items():
+            kernel.client.execute(code)
+            assert run_sync(manager.provisioner.wait)() != 0
+            assert not manager.is_alive()
+            manager.restart_kernel(now=True)
+            kernel.wait_connected()
+            told = kernel.text("print(1)", "stderr")
+            assert told.startswith(f"The kernel before this one ended: {reason}"), told
+            assert kernel.text("print(1)", "stderr") == ""
+            assert reason in caplog.messages[-1]
 
 
 def test_two_kernels_do_not_see_each_other(place: Place, running: tuple[KernelManager, Kernel]) -> None:
@@ -280,6 +290,39 @@ def test_path_is_resolved_as_the_kernel_means_it(place: Place, running: tuple[Ke
         "/proc/1/status": None,
         "\0": None,
     }
+
+
+def _with_bash_kernel(place: Place, directory: Path) -> None:
+    """An image with bash and the bash kernel of PyPI, which brings its kernelspec."""
+    place_program("bash", directory / "root")
+    dockerfile = (
+        "FROM localhost/ipy\nCOPY root /\nENV LD_LIBRARY_PATH=/usr/local/lib/languages\nVOLUME /data\n"
+        "RUN pip install -q --root-user-action ignore bash_kernel==0.10.0 && python3 -m bash_kernel.install --sys-prefix\n"
+    )
+    with Engine(place.root) as engine:
+        engine.build(directory, dockerfile=dockerfile, tags=["localhost/bash"])
+
+
+@requires("network")
+@pytest.mark.network
+def test_kernel_of_another_language_that_the_image_brings(place: Place, tmp_path: Path, sandbox_command: list[str]) -> None:
+    _with_bash_kernel(place, tmp_path)
+    command = json.dumps(["python3", "-m", "bash_kernel", "-f", "{connection_file}"])
+    said = {}
+    for name, flags in {"found": ["--kernel", "bash"], "told": ["--kernel-cmd", command, "--language", "bash"]}.items():
+        argv = ["kernel", "install", "localhost/bash", "--name", name, "--prefix", str(place.prefix), "--network", "none", *flags]
+        done = subprocess.run(
+            [*sandbox_command, *argv], capture_output=True, text=True, check=True, env={**os.environ, "SANDBOX_ROOT": str(place.root)}
+        )
+        said[name] = done.stdout
+        with started(place, name) as (manager, kernel):
+            assert manager.kernel_spec.language == "bash"
+            assert kernel.text("x=5; echo $((6 * 7)); pwd") == f"42\n{place.work}\n"
+            kernel.run("echo on; sleep 1000", on_stream=kernel.interrupt)
+            assert kernel.text("echo alive").endswith("alive\n")  # under load it sometimes starts another bash
+    assert "kernel bash of the image; others, by --kernel: python3" in said["found"]
+    with Engine(place.root) as engine:
+        assert engine.volumes.all() == []  # VOLUME's went with its container
 
 
 SERVER = """\

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -227,6 +228,11 @@ def test_out_of_memory_is_the_cells_error_and_the_next_cell_starts_afresh(root: 
         assert [each["text"] for each in outputs if each["name"] == "stdout"] == ["False\n"]
         assert "starts afresh" in "".join(each["text"] for each in outputs if each["name"] == "stderr")
         assert kernel.text("print(open('/kept').read())") == "file\n"
+        with Engine(root) as engine:
+            container = engine.container(_containers(engine, manager)[0])
+            container.kill(signal.SIGTERM)  # while no cell runs
+            container.wait(30)
+        assert kernel.text("1", "stderr") == "session kernel: killed by SIGTERM; starts afresh, without variables\n"
 
 
 def _containers(engine: Engine, manager: KernelManager) -> list[str]:

@@ -17,11 +17,7 @@ def add_languages(engine: Engine, python_tar: Path, directory: Path) -> str:
     engine.load(python_tar)
     root = directory / "root"
     for program in ("bash", "node"):
-        found = shutil.which(program)
-        assert found, f"{program}: not installed"
-        _place(Path(found).resolve(), root / "usr/bin" / program)
-        for library in libraries(found):
-            _place(library.resolve(), root / "usr/local/lib/languages" / library.name)
+        place_program(program, root)
     (directory / ".dockerignore").write_text("Dockerfile\n")
     (directory / "Dockerfile").write_text(
         "FROM localhost/python\nCOPY root/usr/bin/ /usr/bin/\nCOPY root/usr/local/lib/ /usr/local/lib/\n"
@@ -30,6 +26,15 @@ def add_languages(engine: Engine, python_tar: Path, directory: Path) -> str:
     engine.build(directory, tags=[IMAGE])
     shutil.rmtree(root)
     return IMAGE
+
+
+def place_program(program: str, root: Path) -> None:
+    """A program of this machine's, with its libraries in a directory of their own (LD_LIBRARY_PATH)."""
+    found = shutil.which(program)
+    assert found, f"{program}: not installed"
+    _place(Path(found).resolve(), root / "usr/bin" / program)
+    for library in libraries(found):
+        _place(library.resolve(), root / "usr/local/lib/languages" / library.name)
 
 
 def _place(source: Path, target: Path) -> None:

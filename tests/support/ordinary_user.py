@@ -24,6 +24,10 @@ class OrdinaryUser:
     gid: int
     home: Path
 
+    def own(self, path: Path) -> None:
+        """Make a file or directory theirs."""
+        os.chown(path, self.uid, self.gid)
+
     def run(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
