@@ -34,7 +34,8 @@ def _said(match: re.Match[str]) -> str:
     if not _wants_shell(rest):
         return f"{match['before']}%docker{rest}"
     program = f"{shlex.quote(sys.executable)} -m sandbox"
-    return f'{match["before"]}!docker() ({program} "$@"); docker{rest}'
+    doubled = rest.replace("{{", "{{{{").replace("}}", "}}}}")  # of a template's braces IPython takes half away
+    return f'{match["before"]}!docker() ({program} "$@"); docker{doubled}'
 
 
 def _wants_shell(text: str) -> bool:

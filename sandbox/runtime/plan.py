@@ -316,8 +316,9 @@ def _file_steps(spec: ContainerSpec, site: Site) -> list[Step]:
         ("hosts", _hosts(spec, site)),
         ("resolv.conf", _resolv_conf(spec, site)),
     )
+    also = {"read_only": True} if spec.read_only else {}  # as docker's
     return [
-        *(("write_file", {"path": f"etc/{name}", "text": text, "name": name}) for name, text in texts),
+        *(("write_file", {"path": f"etc/{name}", "text": text, "name": name, **also}) for name, text in texts),
         *(("write_file", _file(n, mount)) for n, mount in enumerate(spec.mounts) if mount.kind == "file"),
     ]
 

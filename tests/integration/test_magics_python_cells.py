@@ -166,7 +166,7 @@ def test_docker_words_mean_this_engine(kernel: Kernel) -> None:
     assert kernel.errors(f"%%docker build -t localhost/words -\nFROM {PY}\nENTRYPOINT [\"cat\"]") == []
     assert kernel.text("%%docker run -i localhost/words\nread by its own program") == "read by its own program\n"
     assert "not in the build context" in kernel.errors(f"%%docker build -f - -\nFROM {PY}\nCOPY x /")[0]
-    assert kernel.text("!docker images | grep -c localhost/words").strip() == "1"
+    assert kernel.text("!docker images --format '{{.Repository}}' | grep -c '^localhost/words$'").strip() == "1"
     assert "rmi" in kernel.offers("!docker rm")
     assert "usage: %%docker run" in kernel.client.inspect("%docker", 5, reply=True, timeout=60)["content"]["data"]["text/plain"]
 
