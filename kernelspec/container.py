@@ -164,6 +164,7 @@ class KernelContainer:
     def close(self) -> None:
         """End the kernel, remove its container and its sockets."""
         atexit.unregister(self.close)
+        self.expect_end()
         if self._container is not None:
             self._container.remove(force=True, volumes=True)
             self._container = None

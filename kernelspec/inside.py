@@ -162,6 +162,12 @@ class Inside:
             self._session.close()
             self._session = None
 
+    def abandon(self) -> None:
+        """Remove the container under whatever runs in it: this process ends at once. Any thread may call it."""
+        container = self._container
+        if container is not None:
+            container.remove(force=True, volumes=True)
+
     def close(self) -> None:
         """End the interpreter and remove its container; the next cell starts afresh."""
         self.end()

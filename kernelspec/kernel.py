@@ -27,7 +27,9 @@ from kernelspec.inside import Config, Inside, KernelFront
 from kernelspec.keeper import Keeper
 from kernelspec.notebooks import NotebookImage
 from kernelspec.orphans import remove_orphans_meanwhile
+from kernelspec.parent import parent_watch
 from kernelspec.specs import SANDBOX
+from kernelspec.usage import UsageMeter
 from magics.magics import SandboxMagics
 from magics.output import LiveArea, OutputStreams
 from magics.untrusted import Bundle
@@ -60,6 +62,7 @@ class SandboxKernel(IPythonKernel):
         self.inside, notebook = app.make_inside()
         self.keeper = Keeper(self.inside, app.settings.image, notebook, self._say)
         self._notebook = notebook
+        self._meter = UsageMeter()
 
     # who we are
 
@@ -248,6 +251,11 @@ class SandboxKernel(IPythonKernel):
         own = container.id if container is not None else ""
         return run_verb(["stats", *(own if word == "self" else word for word in words)])
 
+    async def usage_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Of the container, where cells run; ipykernel would answer for this process. On the control channel, also while a cell runs."""
+        assert self.session is not None  # the application gave it one
+        self.session.send(stream, "usage_reply", self._meter.reply(self.inside.container), parent, ident)
+
     async def do_shutdown(self, restart: bool) -> Content:
         """shutdown_request: nothing is left running. Before a restart the container and its files are kept."""
         if restart:
@@ -283,6 +291,18 @@ class SandboxKernelApp(IPKernelApp):
         history.parent.mkdir(parents=True, exist_ok=True)
         self.config.HistoryManager.hist_file = str(history)
         super().init_kernel()
+
+    def init_poller(self) -> None:
+        """ipykernel's would end this process and leave the container."""
+        self.poller = parent_watch(self._end_without_parent)
+
+    def _end_without_parent(self) -> None:
+        """In a thread: a cell may be running, and nobody would see its end."""
+        self.log.warning("sandbox: the process that started this kernel has ended")
+        try:
+            self.kernel.inside.abandon()
+        finally:
+            os._exit(1)
 
     def init_extensions(self) -> None:
         """Nothing of the person's IPython profile: cells do not run here."""

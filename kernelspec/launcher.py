@@ -18,9 +18,10 @@ from typing import Any  # kernel.json and connection files
 from kernelspec.container import KernelContainer, KernelRequest, default_command, mounted_directory, options_from
 from kernelspec.orphans import remove_orphans_meanwhile
 from kernelspec.parameters import apply_all
+from kernelspec.parent import parent_fd
 from kernelspec.sockets import SocketDirectory
 from sandbox import Engine
-from sandbox.errors import SandboxError
+from sandbox.errors import InvalidOption, SandboxError
 
 _CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 _CHUNK = 65536
@@ -28,18 +29,31 @@ _CHUNK = 65536
 
 def main(argv: Sequence[str]) -> int:
     """Run the kernel until it ends; its exit status."""
-    directory, connection = Path(argv[0]), json.loads(Path(argv[1]).read_text(encoding="utf-8"))
     try:
-        spec = json.loads((directory / "kernel.json").read_text(encoding="utf-8"))
-        with Engine(spec["metadata"]["kernel_provisioner"]["config"]["root"] or None) as engine:
-            return asyncio.run(_serve(_request(spec, engine), connection, engine))
+        spec, connection = _read(Path(argv[0], "kernel.json")), _read(Path(argv[1]))
+        with Engine(_config(spec, argv[0])["root"] or None) as engine:
+            return asyncio.run(_serve(_request(spec, _config(spec, argv[0]), engine), connection, engine))
     except SandboxError as err:
         sys.stderr.write(f"kernel: {err}" + (f" ({err.hint})" if err.hint else "") + "\n")
         return 125
 
 
-def _request(spec: dict[str, Any], engine: Engine) -> KernelRequest:
-    config = spec["metadata"]["kernel_provisioner"]["config"]
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as err:
+        raise InvalidOption(f"{file}: cannot be read: {err}") from err
+
+
+def _config(spec: dict[str, Any], directory: str) -> dict[str, Any]:
+    """Of the provisioner, which has our settings also for those who do not know provisioners."""
+    try:
+        return dict(spec["metadata"]["kernel_provisioner"]["config"])
+    except (KeyError, TypeError) as err:
+        raise InvalidOption(f"{directory}: is no kernelspec of ours", hint="sandbox kernel install IMAGE makes one") from err
+
+
+def _request(spec: dict[str, Any], config: dict[str, Any], engine: Engine) -> KernelRequest:
     command = tuple(config["command"])
     if not command:
         command = default_command(engine, config["image"])
@@ -63,10 +77,12 @@ async def _serve(request: KernelRequest, connection: dict[str, Any], engine: Eng
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     try:
-        kernel.start(json.dumps(inside), stdout=1, stderr=2, on_end=lambda _: _tell(loop, ended))
-        remove_orphans_meanwhile(engine)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, kernel.signal, number)
+        if (parent := parent_fd()) is not None:
+            loop.add_reader(parent, ended.set)
+        kernel.start(json.dumps(inside), stdout=1, stderr=2, on_end=lambda _: _tell(loop, ended))
+        remove_orphans_meanwhile(engine)
         servers = [await _relay(connection, name, f"{directory.base}-{n}") for name, n in numbers.items()]
         await ended.wait()
         for server in servers:
@@ -92,6 +108,8 @@ async def _relay(connection: dict[str, Any], channel: str, socket_path: str) -> 
             return
         await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
 
+    if connection.get("transport") == "ipc":
+        return await asyncio.start_unix_server(serve, f"{connection['ip']}-{connection[f'{channel}_port']}")
     return await asyncio.start_server(serve, connection["ip"], connection[f"{channel}_port"])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.engine import Engine
 from sandbox.runtime.bundle.states import States
 from sandbox.runtime.container import Runtime
 from tests.support.building import GROUP, PASSWD, Workshop, fill_busybox
@@ -42,6 +43,15 @@ def packages(ordinary_user: OrdinaryUser) -> Path:
 def debian_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A minimal Debian; half a minute, so what uses it is in one xdist group."""
     return make_debian_tar(tmp_path_factory.mktemp("debian") / "debian.tar")
+
+
+@pytest.fixture(scope="session")
+def ipykernel_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For `kernel_place`: its engine has the image localhost/ipy, made once for all files of tests about kernels."""
+    base = tmp_path_factory.mktemp("ipykernel")
+    with Engine(base / "root") as engine:
+        engine.capture("localhost/ipy", packages=["ipykernel"])
+    return base
 
 
 @pytest.fixture

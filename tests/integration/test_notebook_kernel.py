@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,9 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 from sandbox.engine import Engine
-from tests.support.host import requires
-from tests.support.kernel import Kernel
-from tests.support.leftovers import nothing_left
+from tests.support.kernel import KERNEL_MARKS, Kernel, kernel_place, started_kernel
 
-pytestmark = [
-    requires("root", "userns", "overlay"),
-    pytest.mark.xdist_group("kernels"),
-    # zmq's sockets and loops are jupyter_client's to close
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = KERNEL_MARKS
 
 BUILD = "%%dockerfile -t localhost/env\nFROM localhost/python\nENV WHO={who}\n"
 LOOK = "import os; os.environ.get('WHO')"
@@ -34,30 +25,15 @@ LOOK = "import os; os.environ.get('WHO')"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, python_tar: Path) -> Iterator[Path]:
     """An engine with this machine's Python in it, and a directory of notebooks beside it."""
-    base = tmp_path_factory.mktemp("notebookkernel")
-    (base / "work").mkdir()
-    with Engine(base / "root") as engine, pytest.MonkeyPatch.context() as patch:
-        engine.load(python_tar)
-        patch.setenv("SANDBOX_ROOT", str(base / "root"))
-        patch.setenv("IPYTHONDIR", str(base / "ipython"))
-        yield base / "root"
-        assert engine.containers(all=True) == []
-    nothing_left(base / "root")
+    with kernel_place(tmp_path_factory.mktemp("notebookkernel")) as place:
+        place.engine.load(python_tar)
+        yield place.root
 
 
-@contextlib.contextmanager
-def started(root: Path, notebook: str = "a.ipynb") -> Iterator[tuple[KernelManager, Kernel]]:
+def started(root: Path, notebook: str = "a.ipynb") -> AbstractContextManager[tuple[KernelManager, Kernel]]:
+    """A kernel of that notebook."""
     work = root.parent / "work"
-    manager = KernelManager(kernel_name="sandbox")
-    manager.start_kernel(cwd=str(work), env={**os.environ, "JPY_SESSION_NAME": str(work / notebook)})
-    client = manager.blocking_client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=60)
-        yield manager, Kernel(client, root, manager.interrupt_kernel)
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=False)
+    return started_kernel("sandbox", root, work, env={"JPY_SESSION_NAME": str(work / notebook)})
 
 
 def value(kernel: Kernel, code: str = LOOK) -> str:

@@ -1,15 +1,84 @@
-"""A kernel as a front end sees it: code in, messages out."""
+"""A kernel as a front end sees it: code in, messages out; and the place kernels of a test live in."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import queue
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import KernelManager
+
+from sandbox.engine import Engine
+from sandbox.errors import ContainerNotFound
+from tests.support.host import requires
+from tests.support.leftovers import nothing_left
+
+SOCKET_WARNINGS = [
+    # zmq's sockets and loops are jupyter_client's to close, Playwright's its own
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+KERNEL_MARKS = [requires("root", "userns", "overlay"), pytest.mark.xdist_group("kernels"), *SOCKET_WARNINGS]
+"""What a file of tests with containerised kernels has as its `pytestmark`."""
+
+
+@dataclass(frozen=True)
+class KernelPlace:
+    """An engine in `base`/root, kernelspecs in `base`/prefix, notebooks in `base`/work."""
+
+    base: Path
+    engine: Engine
+
+    @property
+    def root(self) -> Path:
+        """The engine's."""
+        return self.engine.root
+
+    @property
+    def work(self) -> Path:
+        """Where notebooks are."""
+        return self.base / "work"
+
+    def directory(self, kernel: str) -> Path:
+        """A kernelspec's."""
+        return self.base / "prefix/share/jupyter/kernels" / kernel
+
+    def install(self, image: str, *flags: str) -> str:
+        """A kernelspec, as a person makes it; what the command says."""
+        argv = [sys.executable, "-m", "sandbox", "kernel", "install", image, "--prefix", str(self.base / "prefix"), *flags]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+@contextlib.contextmanager
+def kernel_place(base: Path) -> Iterator[KernelPlace]:
+    """A place that all processes of the block take for theirs; afterwards nothing of its containers is left."""
+    (base / "work").mkdir(exist_ok=True)
+    with Engine(base / "root") as engine, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SANDBOX_ROOT", str(base / "root"))
+        patch.setenv("JUPYTER_PATH", str(base / "prefix/share/jupyter"))
+        patch.setenv("IPYTHONDIR", str(base / "ipython"))
+        yield KernelPlace(base, engine)
+        assert engine.containers(all=True) == []
+    nothing_left(base / "root")
+
+
+def wait_removed(engine: Engine, ids: Iterable[str]) -> None:
+    """Until none of these containers is there; a kernel removes its own a moment after its front end's end."""
+    for container_id in ids:
+        with contextlib.suppress(ContainerNotFound):
+            while engine.container(container_id):  # the test's time-out is the end of our patience
+                threading.Event().wait(0.02)
 
 
 class Kernel:
@@ -66,3 +135,26 @@ def printed(outputs: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """(stream, text) as a front end shows it: neighbours of one stream are one text, however the kernel's flushes cut it."""
     pieces = [(each["name"], each["text"]) for each in outputs if each["type"] == "stream"]
     return [(name, "".join(text for _, text in run)) for name, run in itertools.groupby(pieces, key=lambda piece: piece[0])]
+
+
+@contextlib.contextmanager
+def started_kernel(
+    name: str,
+    root: Path,
+    cwd: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    specs: KernelSpecManager | None = None,
+    connection_file: str = "",
+) -> Iterator[tuple[KernelManager, Kernel]]:
+    """A kernel of that name, ready; shut down afterwards."""
+    manager = KernelManager(kernel_name=name, connection_file=connection_file, **({"kernel_spec_manager": specs} if specs else {}))
+    manager.start_kernel(cwd=str(cwd), env={**os.environ, **(env or {})})
+    client = manager.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        yield manager, Kernel(client, root, manager.interrupt_kernel)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=False)

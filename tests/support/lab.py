@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -31,19 +31,40 @@ _EMPTY = {"cells": [], "metadata": {"kernelspec": {"name": "python3", "display_n
 
 @dataclass(frozen=True)
 class Lab:
-    """A running server: its address, its token, the directory it shows and the root of the engines in its kernels."""
+    """A running server: its address, its token, the directory it shows and the root of the engines in its kernels; its process, and the
+    directory of its own files."""
 
     url: str
     token: str
     directory: Path
     root: Path
+    process: subprocess.Popen[bytes]
+    private: Path
+
+    @property
+    def log(self) -> str:
+        """What it has written until now."""
+        return (self.private / "log.txt").read_text()
+
+    def ask(self, path: str, body: object = None) -> Any:
+        """GET, or POST with a body; the JSON of the answer."""
+        return ask(self.url, path, self.token, body)
+
+
+def ask(url: str, path: str, token: str, body: object = None, method: str | None = None) -> Any:
+    """A request to a Jupyter server or hub; the JSON of the answer, None when it has none."""
+    headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/{path}", data, headers, method=method), timeout=60) as answer:
+        return json.loads(answer.read() or "null")
 
 
 @contextlib.contextmanager
-def jupyter_lab(directory: Path, root: Path) -> Iterator[Lab]:
-    """Serve `directory` on a free loopback port until the block ends; afterwards no process of it is left."""
-    port, token = _free_port(), secrets.token_hex(16)
-    private = directory.parent / "jupyter"
+def jupyter_lab(directory: Path, root: Path, *, name: str = "jupyter") -> Iterator[Lab]:
+    """Serve `directory` on a free loopback port until the block ends; afterwards no process of it is left. What it writes for itself is
+    beside the directory, by its `name`. Notebook 7 and Voilà are in it, too."""
+    port, token = free_port(), secrets.token_hex(16)
+    private = directory.parent / name
     (private / "settings").mkdir(parents=True)
     (private / "settings/overrides.json").write_text(json.dumps(_QUIET))
     (private / "home").mkdir()
@@ -65,12 +86,13 @@ def jupyter_lab(directory: Path, root: Path) -> Iterator[Lab]:
         server = subprocess.Popen(argv, env=env, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait_serving(server, f"http://127.0.0.1:{port}", token, private / "log.txt")
-        yield Lab(f"http://127.0.0.1:{port}", token, directory, root)
+        yield Lab(f"http://127.0.0.1:{port}", token, directory, root, server, private)
     finally:
-        _end(server)
+        end_server(server)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One on loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -89,8 +111,10 @@ def _wait_serving(server: subprocess.Popen[bytes], url: str, token: str, log: Pa
     raise AssertionError(f"jupyter lab does not answer:\n{log.read_text()[-4000:]}")
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
+def end_server(server: subprocess.Popen[bytes]) -> None:
     """SIGTERM ends the server and its kernels; SIGKILL only what does not listen."""
+    if server.poll() is not None:
+        return
     server.terminate()
     try:
         server.wait(20)
@@ -150,6 +174,18 @@ class Notebook:
         page.keyboard.press("Control+b")  # more room
         page.get_by_text("| Idle").wait_for()
         return made
+
+    @classmethod
+    def open_classic(cls, browser: Browser, lab: Lab, name: str, kernel: str, display_name: str, shots: Path) -> Notebook:
+        """A new notebook for that kernel in Notebook 7, its kernel ready."""
+        kernelspec = {"name": kernel, "display_name": display_name}
+        (lab.directory / name).write_text(json.dumps({**_EMPTY, "metadata": {"kernelspec": kernelspec}}))
+        page = browser.new_page(viewport={"width": 1100, "height": 800})
+        page.set_default_timeout(30_000)
+        page.goto(f"{lab.url}/notebooks/{name}?token={lab.token}")
+        page.locator(".jp-Toolbar-kernelName").get_by_text(display_name).wait_for()  # it is idle before it has a kernel, too
+        page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
+        return cls(page, shots)
 
     @property
     def _cells(self) -> Locator:
