@@ -23,9 +23,10 @@ from sandbox.image.tree import Tree
 from sandbox.logs import LogLine
 from sandbox.records import ALIVE, Record, State, Status
 from sandbox.runtime.cgroups import Cgroup, Plan, reading
-from sandbox.runtime.container import OnOutput, Running, Streams, completed
+from sandbox.runtime.ending import completed
 from sandbox.runtime.init import cgroup, control, link, procs
 from sandbox.runtime.plan import Handling
+from sandbox.runtime.running import OnOutput, Running, Streams
 from sandbox.runtime.spec import Completed, Health, Limits, Mount, Pack, Port, Process, Usage
 
 if TYPE_CHECKING:

@@ -25,9 +25,10 @@ from sandbox.oci import RunConfig
 from sandbox.options import RunOptions, parse_duration, parse_size
 from sandbox.pruning import Pruner, PruneReport
 from sandbox.records import ALIVE, Record, Records, Status
-from sandbox.runtime.container import OnOutput, Running, Runtime, Streams
+from sandbox.runtime.container import Runtime
 from sandbox.runtime.init import journal
 from sandbox.runtime.plan import Handling
+from sandbox.runtime.running import OnOutput, Running, Streams
 from sandbox.runtime.spec import Completed, Limits, Mount, Usage
 from sandbox.starting import Starter
 from sandbox.transfers import PullPolicy, Transfers

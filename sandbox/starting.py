@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from sandbox.errors import ContainerError, WrongState
 from sandbox.records import ALIVE, Record, Records, State
 from sandbox.runtime.cgroups import systemd
-from sandbox.runtime.container import SPARES, Place, Running, Runtime, Stream, Streams, engine_mark
+from sandbox.runtime.container import SPARES, Place, Runtime, engine_mark
 from sandbox.runtime.init import cgroup, files, journal
 from sandbox.runtime.plan import GROUP_ID, Handling, LogFile
+from sandbox.runtime.running import Running, Stream, Streams
 from sandbox.runtime.spec import Pack, Process
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from sandbox.errors import WrongState
-from sandbox.runtime.container import Running, Streams, Wiring
 from sandbox.runtime.init import control, link
+from sandbox.runtime.running import Running, Streams, Wiring
 from sandbox.runtime.spec import ContainerSpec
 
 _STREAMS = ("stdin", "stdout", "stderr")

@@ -11,7 +11,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from sandbox.errors import InvalidInput
-from sandbox.runtime.container import Running, Stream
+from sandbox.runtime.running import Running, Stream
 from sandbox.runtime.spec import Completed, Usage
 from sandbox.session.believed import (
     LONGEST_PROMPT,

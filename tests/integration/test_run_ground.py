@@ -14,7 +14,8 @@ import pytest
 from sandbox import Engine
 from sandbox.options import RunOptions
 from sandbox.runtime import cgroups
-from sandbox.runtime.container import SPARES, Streams, engine_mark
+from sandbox.runtime.container import SPARES, engine_mark
+from sandbox.runtime.running import Streams
 from tests.support import leftovers
 from tests.support.host import requires
 
