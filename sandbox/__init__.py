@@ -87,6 +87,7 @@ _HOMES = {
         "InvalidInput",
         "InvalidOption",
         "InvalidReference",
+        "NotInContainer",
         "NotInRegistry",
         "RateLimited",
         "RegistryError",

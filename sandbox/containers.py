@@ -465,7 +465,7 @@ class Container:
 
     def write_tar(self, path: str, out: IO[bytes], *, follow: bool = False, shallow: bool = False) -> None:
         """Write a tar of the file or directory while it is read, as the container sees it, volumes included: what it was asked for
-        first. `follow`: of what the path leads to when it is a link; `shallow`: that first entry only. ContainerError."""
+        first. `follow`: of what the path leads to when it is a link; `shallow`: that first entry only. NotInContainer, ContainerError."""
         self._pack(Pack(posixpath.join("/", path), follow=follow, shallow=shallow), out)
 
     def export(self, target: str | Path | IO[bytes]) -> None:

@@ -161,6 +161,10 @@ class ContainerNotFound(ContainerError):
     """No container of that name or id prefix."""
 
 
+class NotInContainer(ContainerError):
+    """The container has no such file or directory."""
+
+
 class WrongState(ContainerError):
     """The container is not in a state that allows this (`wanted`, `actual`)."""
 

@@ -9,7 +9,7 @@ from typing import IO
 
 from msgspec.structs import replace
 
-from sandbox.errors import ContainerError, WrongState
+from sandbox.errors import ContainerError, NotInContainer, WrongState
 from sandbox.records import ALIVE, Record, Records, State
 from sandbox.runtime.cgroups import systemd
 from sandbox.runtime.container import SPARES, Place, Runtime, engine_mark
@@ -65,7 +65,7 @@ class Starter:
             raise ContainerError(done.stderr.decode(errors="replace").strip() or done.reason or f"unpacking failed ({done.exit_code})")
 
     def pack(self, record: Record, state: State, wanted: Pack, out: IO[bytes]) -> None:
-        """Run our own packer inside, as `unpack`, and write its tar to `out` while it comes. ContainerError, also for no such path."""
+        """Run our own packer inside, as `unpack`, and write its tar to `out` while it comes. NotInContainer, ContainerError."""
         said = io.BytesIO()
 
         def take(stream: Stream, data: bytes) -> None:
@@ -75,7 +75,10 @@ class Starter:
             done = running.wait(take)
         if done.exit_code:
             reason = said.getvalue().decode(errors="replace").strip() or done.reason
-            raise ContainerError(reason or f"packing failed ({done.exit_code})")
+            from sandbox.runtime.init.pack import NOT_FOUND  # with tarfile
+
+            kind = NotInContainer if done.exit_code == NOT_FOUND else ContainerError
+            raise kind(reason or f"packing failed ({done.exit_code})")
 
     def _run_ours(self, record: Record, state: State, process: Process, streams: Streams) -> Running:
         if state.status == "running":

@@ -21,7 +21,7 @@ from sandbox.cli.completing import complete_places
 from sandbox.cli.flags import verb
 from sandbox.cli.images import refuse_terminal
 from sandbox.cli.invocation import engine
-from sandbox.errors import InvalidInput, SandboxError, UnsafeLayer
+from sandbox.errors import InvalidInput, NotInContainer, UnsafeLayer
 
 if TYPE_CHECKING:
     from sandbox.engine import Container
@@ -281,10 +281,8 @@ def kind_inside(container: Container, path: str) -> Kind | None:
     entry = io.BytesIO()
     try:
         container.write_tar(path, entry, follow=True, shallow=True)
-    except SandboxError as err:
-        if "no such" in str(err):
-            return None
-        raise
+    except NotInContainer:
+        return None
     return "directory" if first_member(entry).isdir() else "file"
 
 

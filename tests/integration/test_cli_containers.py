@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.image.store import Store
 from tests.support.command_line import CommandLine, command_line, read_until
 from tests.support.host import requires
 
@@ -306,6 +307,25 @@ def test_a_copy_that_cannot_be_says_why(sandbox: CommandLine, tmp_path: Path, so
     done = sandbox("cp", source, str(tmp_path / target) + ("/" if target.endswith("/") else "") if target.startswith("there") else target)
     assert done.status == 1
     assert message in done.err
+
+
+def test_export_and_cp_keep_the_attributes_of_files(sandbox: CommandLine, tmp_path: Path) -> None:
+    capability = bytes.fromhex("0100000200200000000000000000000000000000")  # CAP_NET_RAW, as ping has it
+    sandbox.ok("run", "--name", "made", "busybox", "sh", "-c", "mkdir /d; echo ping > /d/ping")
+    upper = sandbox.root / "containers" / sandbox.json("inspect", "made")[0]["Id"] / "upper"
+    os.setxattr(upper / "d/ping", "security.capability", capability)
+    os.setxattr(upper / "d/ping", "user.note", b"\xffnot text\0")
+    os.setxattr(upper / "d", "user.kind", b"tools")
+    sandbox.ok("export", "-o", str(tmp_path / "whole.tar"), "made")
+    sandbox.ok("import", str(tmp_path / "whole.tar"), "again")
+    store = Store(sandbox.root)
+    snapshot = store.snapshot(store.find("again").top).path
+    assert os.getxattr(snapshot / "d/ping", "security.capability")[:8] == capability[:8]
+    assert os.getxattr(snapshot / "d/ping", "user.note") == b"\xffnot text\0"
+    assert os.getxattr(snapshot / "d", "user.kind") == b"tools"
+    with tarfile.open(tmp_path / "whole.tar") as archive:
+        found = {name for member in archive for name in member.pax_headers if name.startswith("SCHILY.xattr.")}
+    assert found == {"SCHILY.xattr.security.capability", "SCHILY.xattr.user.note", "SCHILY.xattr.user.kind"}
 
 
 def test_a_link_in_a_container_cannot_lead_a_copy_out_of_it(sandbox: CommandLine, tmp_path: Path) -> None:

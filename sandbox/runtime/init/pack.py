@@ -30,6 +30,9 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """What was a file or directory a moment ago is not any more: as if it had been asked for a moment later."""
 _KERNELS = ("/proc", "/sys", "/dev")
 """Not of the container's files: named when their parent is packed, and only entered when asked for."""
+_CAPABILITY = "security.capability"
+_OURS = ("user.overlay.", "user.sandbox.")
+_NONE: Mapping[str, str] = {}
 
 
 class Packer:
@@ -59,7 +62,7 @@ class Packer:
                 _Walk(tar, self._wanted).pack()
             code = 0
         except OSError as err:
-            code = NOT_FOUND if err.errno in _GONE else 1
+            code = NOT_FOUND if err.errno == errno.ENOENT else 1
             text = f"{self._wanted['path']}: {(err.strerror or str(err)).lower()} in the container\n"
             os.write(stdio[2], text.encode(sys.getfilesystemencoding(), "replace"))
         finally:
@@ -93,7 +96,7 @@ class _Walk:
         elif stat.S_ISLNK(found.st_mode):
             self._add(name, found, os.readlink("", dir_fd=top))
         elif stat.S_ISDIR(found.st_mode):
-            self._add(name, found)
+            self._add(name, found, attributes=self._of_directory(root, path, last))
             if not self._wanted["shallow"]:
                 self._add_below(top, "" if name == "." else name, found.st_dev)
         else:
@@ -128,6 +131,8 @@ class _Walk:
             found = os.stat(entry, dir_fd=directory, follow_symlinks=False)
             if stat.S_ISREG(found.st_mode):
                 self._add_file(os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory), name)
+            elif stat.S_ISDIR(found.st_mode):
+                self._add(name, found, attributes=self._of_directory(directory, entry, os.O_NOFOLLOW))
             else:
                 self._add(name, found, os.readlink(entry, dir_fd=directory) if stat.S_ISLNK(found.st_mode) else "")
         except OSError as err:
@@ -136,11 +141,18 @@ class _Walk:
             raise OSError(err.errno, f"{name}: {err.strerror}") from err
         return (place, found) if stat.S_ISDIR(found.st_mode) else None
 
-    def _add(self, name: str, found: os.stat_result, target: str = "") -> None:
+    def _of_directory(self, parent: int, path: str, last: int) -> dict[str, str]:
+        fd = s.openat2(parent, path, os.O_RDONLY | os.O_DIRECTORY | last)
+        try:
+            return _attributes(fd)
+        finally:
+            os.close(fd)
+
+    def _add(self, name: str, found: os.stat_result, target: str = "", attributes: Mapping[str, str] = _NONE) -> None:
         """An entry without content. Sockets and devices do not travel."""
         kind = _KINDS.get(stat.S_IFMT(found.st_mode))
         if kind is not None:
-            self._tar.addfile(_member(name, found, kind, target))
+            self._tar.addfile(_member(name, found, kind, target, attributes))
 
     def _add_file(self, fd: int, name: str) -> None:
         """A regular file, which is closed; what it was exchanged for meanwhile is left out."""
@@ -152,7 +164,7 @@ class _Walk:
             if first != name:
                 self._tar.addfile(_member(name, found, tarfile.LNKTYPE, first))
                 return
-            member = _member(name, found, tarfile.REGTYPE)
+            member = _member(name, found, tarfile.REGTYPE, attributes=_attributes(fd))
             member.size = found.st_size
             self._tar.addfile(member, None if self._wanted["shallow"] else _Exactly(file))  # type: ignore[arg-type]
 
@@ -175,8 +187,20 @@ class _Exactly:
 _KINDS = {stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFIFO: tarfile.FIFOTYPE}
 
 
-def _member(name: str, found: os.stat_result, kind: bytes, target: str = "") -> tarfile.TarInfo:
+def _attributes(fd: int) -> dict[str, str]:
+    """What a layer keeps (sandbox/image/layers), as pax records; a file system that knows of none has none."""
+    try:
+        kept = [name for name in os.listxattr(fd) if name == _CAPABILITY or (name.startswith("user.") and not name.startswith(_OURS))]
+        return {f"SCHILY.xattr.{name}": os.getxattr(fd, name).decode("utf-8", "surrogateescape") for name in kept}
+    except OSError as err:
+        if err.errno in (errno.EOPNOTSUPP, errno.ENODATA):
+            return {}
+        raise
+
+
+def _member(name: str, found: os.stat_result, kind: bytes, target: str = "", attributes: Mapping[str, str] = _NONE) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
+    info.pax_headers = dict(attributes)
     info.type, info.linkname = kind, target
     info.mode, info.uid, info.gid, info.mtime = stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, int(found.st_mtime)
     return info
