@@ -7,14 +7,16 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any  # a manifest's JSON
+from typing import IO, Any  # a manifest's JSON
 
 import pytest
 
 from sandbox import Engine
 from sandbox.errors import DigestMismatch, InvalidImage, NotInRegistry, RateLimited, RegistryError, Unauthorized, UnsafeLayer
-from sandbox.image import plain
+from sandbox.image import packing, plain
+from sandbox.image.compression import Compression, compressed
 from sandbox.image.packing import Packing
 from sandbox.image.reference import Reference
 from sandbox.image.registry.access import Access, Terms
@@ -24,7 +26,21 @@ from sandbox.image.registry.tokens import Authorizer
 from sandbox.image.registry.wire import Patience, Wire
 from sandbox.image.store import Store
 from tests.support import image_verify
-from tests.support.bad_registry import INDEX, BadRegistry, Fault, Reply, bad_registry, body, cut, digest_of, good, held, layer_of, status
+from tests.support.bad_registry import (
+    INDEX,
+    BadRegistry,
+    Fault,
+    Reply,
+    bad_registry,
+    body,
+    cut,
+    digest_of,
+    gone,
+    good,
+    held,
+    layer_of,
+    status,
+)
 from tests.support.command_line import CommandLine, wait_all
 from tests.support.host import requires
 
@@ -144,6 +160,15 @@ def test_a_registry_that_asks_for_an_hour_is_an_error_that_says_so(engine: Engin
     assert told.value.retry_after == 3600
     assert "3600" in (told.value.hint or "")
     assert len(registry.requests("GET", "/manifests/")) == 1
+
+
+def test_how_much_a_registry_still_allows_is_told(registry: BadRegistry, tmp_path: Path) -> None:
+    def limited(reply: Reply, _: object) -> Reply:
+        return Reply(reply.status, reply.body, {**reply.headers, "RateLimit-Limit": "100;w=21600", "RateLimit-Remaining": "97;w=21600"})
+
+    registry.fault("GET", "/manifests/", limited)
+    told = CommandLine(tmp_path / "root").ok("pull", f"{registry.host}/team/app:1")
+    assert "the registry allows 97 of 100 more requests" in told.err
 
 
 # Wrong bytes
@@ -407,6 +432,21 @@ def test_two_pulls_at_once_do_the_work_once(registry: BadRegistry, tmp_path: Pat
         assert is_here(engine, registry)
 
 
+def test_a_layer_of_two_images_is_fetched_once_by_pulls_at_once(engine: Engine, registry: BadRegistry) -> None:
+    registry.add_image("team/other:1", *reversed(LAYERS), layer_of("three", SIZE, 3))
+    gate = threading.Event()
+    registry.fault("GET", blob(0), held(SIZE // 2, gate))
+    with ThreadPoolExecutor(2) as pool:
+        pulls = [pool.submit(pull, engine, registry, name) for name in ("team/app:1", "team/other:1")]
+        registry.wait_asked(2, "GET", "/manifests/")
+        registry.wait_asked(1, "GET", blob(0))
+        gate.set()
+        for each in pulls:
+            each.result()
+    assert [len(registry.requests("GET", blob(number))) for number in (0, 1)] == [1, 1]
+    assert is_here(engine, registry) and len(engine.images()) == 2
+
+
 def test_a_pull_that_is_killed_is_gone_on_with(registry: BadRegistry, tmp_path: Path) -> None:
     gate = threading.Event()
     registry.fault("GET", blob(0), held(SIZE // 2, gate))
@@ -488,6 +528,64 @@ def test_an_upload_cut_in_the_middle_goes_on_where_the_registry_was(engine: Engi
     assert registry.is_spent and is_there(engine, registry, built)
     ranges = [asked.headers["Content-Range"] for asked in registry.requests("PATCH") if asked.status]
     assert len(ranges) == 1 and int(ranges[0].partition("-")[0]) >= 2 << 20
+
+
+STAGES = [("GET", "/v2/"), ("HEAD", "/blobs/"), ("POST", "/uploads/"), ("PATCH", "/uploads/"), ("PUT", "/uploads/"), ("PUT", "/manifests/")]
+
+
+@pytest.mark.parametrize(("method", "path"), STAGES)
+def test_an_answer_to_a_push_that_never_comes_is_no_end_of_it(
+    engine: Engine, registry: BadRegistry, built: str, method: str, path: str
+) -> None:
+    registry.fault(method, path, gone)
+    sent(engine, built)
+    assert registry.is_spent and is_there(engine, registry, built)
+
+
+def test_a_push_that_fails_leaves_the_store_and_a_second_one_succeeds(engine: Engine, registry: BadRegistry, built: str) -> None:
+    before = engine.image(built).manifest.raw
+    registry.fault("POST", "/uploads/", *[status(503)] * QUICK.tries)
+    with pytest.raises(RegistryError, match="says 503"):
+        sent(engine, built)
+    assert registry.is_spent and engine.image(built).manifest.raw == before and not registry.manifests.get("sent/app/1")
+    sent(engine, built)
+    assert is_there(engine, registry, built)
+
+
+def test_a_registry_that_keeps_other_bytes_is_found_out(engine: Engine, registry: BadRegistry, built: str) -> None:
+    registry.fault("PUT", "/uploads/", status(400))
+    with pytest.raises(RegistryError, match="says 400"):
+        sent(engine, built)
+    registry.fault("PUT", "/manifests/", lambda *_: Reply(201, b"", {"Docker-Content-Digest": f"sha256:{'0' * 64}"}))
+    with pytest.raises(DigestMismatch, match="stored"):
+        sent(engine, built)
+    sent(engine, built)
+    assert is_there(engine, registry, built)
+
+
+def test_no_layer_is_compressed_twice(
+    engine: Engine, registry: BadRegistry, built: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(stream: IO[bytes], kind: Compression, level: int | None = None) -> Iterator[bytes]:
+        calls.append(kind)
+        return compressed(stream, kind, level)
+
+    monkeypatch.setattr(packing, "compressed", counted)
+    terms = Terms(patience=QUICK)
+    engine.save([built], tmp_path / "one.tar", compression="gzip")
+    assert calls == ["gzip"]
+    engine.push(built, packing=Packing("gzip"), terms=terms)
+    engine.push(built, f"{registry.host}/sent/again:1", packing=Packing("gzip", level=3), terms=terms)
+    engine.save([built], tmp_path / "two.tar", compression="gzip", format="oci")
+    assert calls == ["gzip"]
+    engine.save([built], tmp_path / "three.tar", compression="zstd", level=3)
+    engine.push(built, packing=Packing("zstd"), terms=terms)
+    assert calls == ["gzip", "zstd"]
+    pull(engine, registry)
+    engine.push(f"{registry.host}/team/app:1", f"{registry.host}/sent/pulled:1", packing=Packing("gzip"), terms=terms)
+    assert calls == ["gzip", "zstd", "gzip", "gzip"], "a tar that was pulled is no tar to send, but for the first time"
 
 
 def test_an_upload_that_the_registry_has_forgotten_begins_anew(engine: Engine, registry: BadRegistry, built: str) -> None:

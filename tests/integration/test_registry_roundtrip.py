@@ -73,6 +73,35 @@ def test_a_digest_names_what_was_pushed(sandbox: CommandLine, server: RegistrySe
     assert sandbox.json("inspect", by_digest)[0]["Id"] == image_id
 
 
+def test_every_tag_of_a_repository_is_pulled_at_once(sandbox: CommandLine, server: RegistryServer) -> None:
+    for tag in ("1", "2", "latest"):
+        sandbox.ok("push", "busybox", server.name(f"team/app:{tag}"))
+    told = sandbox.ok("pull", "-a", server.name("team/app")).lines
+    assert {line for line in told if line.startswith(server.host)} == {server.name(f"team/app:{tag}") for tag in ("1", "2", "latest")}
+    refused = sandbox("pull", "-a", server.name("team/app:1"))
+    assert refused.status == 1 and "leave out the tag" in refused.err
+    none = sandbox("pull", "-a", server.name("team/none"))
+    assert none.status == 1 and "not in" in none.err
+
+
+def test_what_a_container_uses_stays_whatever_is_pruned(sandbox: CommandLine, server: RegistryServer) -> None:
+    name = server.name("team/app:1")
+    _built(sandbox, name)
+    sandbox.ok("push", name)
+    sandbox.ok("rmi", name, "busybox")
+    sandbox.ok("prune", "-f")
+    sandbox.ok("pull", name)
+    sandbox.ok("run", "-d", "--name", "box", name, "sleep", "300")
+    assert "container box is made of it" in sandbox("rmi", "-f", name).err
+    for words in (("image", "prune", "-af"), ("builder", "prune", "-af"), ("prune", "-af")):
+        sandbox.ok(*words)
+    assert sandbox.ok("exec", "box", "cat", "/said").out == "hello\n"
+    sandbox.ok("stop", "-t", "0", "box")
+    sandbox.ok("image", "prune", "-af")
+    sandbox.ok("start", "box")
+    assert sandbox.ok("exec", "box", "cat", "/said").out == "hello\n"
+
+
 def test_a_second_repository_gets_its_layers_by_mount(sandbox: CommandLine, server: RegistryServer) -> None:
     first, second = server.name("one/app:1"), server.name("two/app:1")
     _built(sandbox, first)

@@ -44,6 +44,13 @@ def cut(size: int) -> Fault:
     return lambda reply, _: Reply(reply.status, reply.body, reply.headers, cut=size)
 
 
+def gone(reply: Reply, handler: BaseHTTPRequestHandler) -> Reply:
+    """What was asked is done, and the connection is cut before a byte of the answer."""
+    handler.close_connection = True
+    handler.connection.shutdown(2)
+    return reply
+
+
 def held(size: int, gate: threading.Event) -> Fault:
     """After so many bytes nothing comes until the gate is set."""
     return lambda reply, _: Reply(reply.status, reply.body, reply.headers, cut=size, gate=gate)

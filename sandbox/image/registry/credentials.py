@@ -151,7 +151,7 @@ def _from_entry(entry: Any, key: str) -> Credential | None:
     user, secret = str(entry.get("username") or ""), str(entry.get("password") or "")
     if auth := entry.get("auth"):
         try:
-            user, _, secret = base64.b64decode(str(auth)).decode().partition(":")
+            user, _, secret = base64.b64decode(str(auth), validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             raise RegistryError(f"credentials of {key}: damaged", hint=f"sandbox login {key}") from None
     if token := entry.get("identitytoken"):
