@@ -17,6 +17,7 @@ SANITIZE_PATTERNS = {
     r"(?<=  )–(?=  )": "SIZE",
     r"\bsha256:[0-9a-f]{12,64}\b|\b[0-9a-f]{12}\b|\b[0-9a-f]{64}\b": "DIGEST",
     r"\b\d+ procs?\b": "PROCS",
+    r"\bPython 3\.\d+\.\d+\b": "PYTHON",
     r"\b\d+ cached\b": "N cached",
     r"\bnet (?:off|bridge)\b": "net NET",
     r"\b(?:Less than a second|About an? (?:minute|hour)|\d+ (?:seconds?|minutes?|hours?|days?|weeks?)) ago\b": "TIME ago",
