@@ -11,9 +11,10 @@ import msgspec
 
 from kernelspec import imagekernels, parameters, specs
 from kernelspec import trust as trusted
-from kernelspec.container import default_command, options_from
+from kernelspec.container import default_command
 from kernelspec.dialects import is_known
 from kernelspec.environments import look_at
+from kernelspec.flags import idle_flags, image_and_flags
 from kernelspec.orphans import KERNEL_LABEL
 from sandbox import Engine
 from sandbox.cli.completing import complete_images, offering
@@ -34,15 +35,15 @@ _FREE = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
 @click.option("--replace", is_flag=True, help="Write over a kernelspec of that name.")
 @click.option("--env", "-e", multiple=True, metavar="NAME=VALUE", help="An environment variable of the kernel.")
 @click.option("--kernel-cmd", metavar="JSON", help="How the kernel is started, as a JSON list with {connection_file}.")
-@click.option("--mount/--no-mount", default=True, help="Mount the notebook's directory at its own path.")
+@click.option("--no-mount", is_flag=True, help="Do not mount the notebook's directory at its own path.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="IMAGE [RUN FLAGS]", shell_complete=complete_images)
 def install(
     name: str | None, display_name: str | None, wanted: str | None, language: str | None, user: bool, sys_prefix: bool, prefix: str | None,
-    replace: bool, env: tuple[str, ...], kernel_cmd: str | None, mount: bool, words: tuple[str, ...],
+    replace: bool, env: tuple[str, ...], kernel_cmd: str | None, no_mount: bool, words: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Make a kernel of an image: of a Jupyter kernel in it, else the Sandbox kernel, which runs cells in any image with Python, Node.js,
     bash or sh. Every flag of `sandbox run` may follow: limits, volumes, network."""
-    image, flags = _image_and_flags(words)
+    image, flags = image_and_flags(words)
     if wanted and (language or kernel_cmd):
         raise InvalidOption("--kernel: goes with neither --language nor --kernel-cmd")
     base = specs.KernelSpec(
@@ -51,7 +52,7 @@ def install(
         display_name=display_name or f"{specs.default_name(image)} (sandbox)",
         flags=flags,
         env=dict(_pair(entry) for entry in env),
-        mount=mount,
+        mount=not no_mount,
     )
     with engine() as opened:
         base = msgspec.structs.replace(base, root=str(opened.root))
@@ -63,6 +64,8 @@ def install(
     click.echo(f"installed {spec.name} in {specs.install(spec, specs.Place(user, sys_prefix, prefix), replace=replace)}")
     if said:
         click.echo(said)
+    if idle := idle_flags(flags):
+        click.echo(f"{', '.join(idle)}: nothing to do, Jupyter starts a kernel and ends it")
     return 0
 
 
@@ -83,20 +86,6 @@ def _kernel_of(opened: Engine, base: specs.KernelSpec, wanted: str | None, langu
         msgspec.structs.replace(base, sandbox=True, language=spoken),
         f"the Sandbox kernel, with the image's {environment.program}",
     )
-
-
-def _image_and_flags(words: tuple[str, ...]) -> tuple[str, list[str]]:
-    """The one word that is no flag nor a flag's value, and the rest, checked."""
-    from magics.cells import parse_words
-    from sandbox.options import RUN
-
-    _, rest = parse_words(words, RUN, interspersed=True)
-    if len(rest) != 1:
-        raise InvalidOption("expected one image", hint="sandbox kernel install IMAGE [RUN FLAGS]")
-    place = len(words) - 1 - words[::-1].index(rest[0])
-    flags = [*words[:place], *words[place + 1 :]]
-    options_from(flags)
-    return rest[0], flags
 
 
 def _pair(entry: str) -> tuple[str, str]:
