@@ -20,6 +20,7 @@ from kernelspec.container import CONNECTION, KernelContainer, KernelRequest, def
 from kernelspec.engines import shared_engines
 from kernelspec.sockets import SocketDirectory
 from sandbox import Engine
+from sandbox.errors import SandboxError
 
 _LAUNCHER = "kernelspec.launcher"
 _PASSED_ON = ("JPY_SESSION_NAME", "TZ", "LANG")
@@ -60,8 +61,8 @@ class SandboxProvisioner(LocalProvisioner):
         prepared = dict(await super().pre_launch(**kwargs))
         try:
             prepared["cmd"] = [*await asyncio.to_thread(self._command), *extra]
-        except BaseException:
-            await self.cleanup()  # nobody else would, as below
+        except BaseException as err:
+            await self._give_up(err)
             raise
         return prepared
 
@@ -88,11 +89,18 @@ class SandboxProvisioner(LocalProvisioner):
                 self._kernel = KernelContainer(self._request(cmd, kwargs, self._engine), self._directory, self._engine)
             await asyncio.to_thread(self._kernel.start, connection, stdout=stdout, stderr=stderr)
             await asyncio.to_thread(self._kernel.prepare_next)
-        except BaseException:
-            await self.cleanup()  # nobody else would: for jupyter_client there is no kernel then
+        except BaseException as err:
+            await self._give_up(err)
             raise
         self._waited = False
         return self.connection_info
+
+    async def _give_up(self, err: BaseException) -> None:
+        """Clean up, since nobody else would: for jupyter_client there is no kernel then. Front ends show an error's text alone: the remedy
+        goes into it."""
+        await self.cleanup()
+        if isinstance(err, SandboxError) and err.hint:
+            err.args = (f"{err} ({err.hint})",)
 
     def _request(self, cmd: list[str], kwargs: dict[str, Any], engine: Engine) -> KernelRequest:
         env = dict(kwargs.get("env") or {})

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ pytestmark = KERNEL_MARKS
 LIMIT = "220m"
 REASON = "out of memory: killed at the 220 MiB limit"
 SMALL = 64 << 20
+_NOTHING: Mapping[str, object] = {}
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +55,9 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(lab: Lab, notebook: str, kernel: str = "limited") -> Iterator[Session]:
+def session(lab: Lab, notebook: str, kernel: str = "limited", *, metadata: Mapping[str, object] = _NOTHING) -> Iterator[Session]:
     """Started by the server as a browser asks it to."""
-    (lab.directory / notebook).write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    (lab.directory / notebook).write_text(json.dumps({"cells": [], "metadata": dict(metadata), "nbformat": 4, "nbformat_minor": 5}))
     made = lab.ask("api/sessions", {"path": notebook, "name": notebook, "type": "notebook", "kernel": {"name": kernel}})
     kernel_id = made["kernel"]["id"]
     client = BlockingKernelClient(connection_file=str(lab.private / f"runtime/kernel-{kernel_id}.json"))
@@ -114,6 +117,19 @@ def test_resource_usage_is_of_the_container(place: KernelPlace, lab: Lab, kernel
     assert after["kernel_memory"] < 220 << 20
     assert after["kernel_cpu"] > 0
     assert {"hostname", "pid", "cpu_count", "host_virtual_memory"} <= set(after)
+
+
+def test_notebook_that_asks_for_more_is_refused_with_the_remedy_and_starts_when_it_is_trusted(place: KernelPlace, lab: Lab) -> None:
+    asked = {"volumes": [f"{place.base}:/given:ro"]}
+    notebook = lab.directory / "asks.ipynb"
+    notebook.write_text(json.dumps({"cells": [], "metadata": {"sandbox": asked}, "nbformat": 4, "nbformat_minor": 5}))
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        lab.ask("api/sessions", {"path": notebook.name, "name": notebook.name, "type": "notebook", "kernel": {"name": "limited"}})
+    told = json.loads(refused.value.read())["message"]
+    assert told.endswith(f"asks for volumes {place.base}:/given:ro, and the notebook is not trusted (sandbox trust NOTEBOOK)")
+    subprocess.run([sys.executable, "-m", "sandbox", "trust", str(notebook)], check=True, capture_output=True)
+    with session(lab, notebook.name, metadata={"sandbox": asked}) as running:
+        assert running.kernel.text("import os; print('work' in os.listdir('/given'))") == "True\n"
 
 
 @pytest.mark.slow
