@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -64,20 +65,29 @@ def _high_water(pid: int) -> int:
     return next((int(row.split()[1]) for row in rows if row.startswith("VmHWM:")), 0)
 
 
-def measure(cases: Mapping[str, Case], runs: int) -> tuple[Samples, dict[str, int]]:
-    """Milliseconds and peak memory of each; every round has each once in random order, after one that does not count."""
+def _processor_seconds() -> float:
+    """Of this process and those it has waited for (the registries run on)."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def measure(cases: Mapping[str, Case], runs: int) -> tuple[Samples, Samples, dict[str, int]]:
+    """Milliseconds, processor milliseconds and peak memory of each; every round has each once in random order, after one that does not
+    count. What a process takes of the processors says more than its time on a machine that others use, too."""
     samples: Samples = {name: [] for name in cases}
+    used: Samples = {name: [] for name in cases}
     peaks = dict.fromkeys(cases, 0)
     for number in range(-1, runs):
         for name in random.sample(list(cases), len(cases)):
             ready = cases[name].prepare()
             os.sync()  # nobody pays for another's dirty pages
-            start = time.perf_counter()
+            start, before = time.perf_counter(), _processor_seconds()
             peak = cases[name].act(ready)
             if number >= 0:
                 samples[name].append((time.perf_counter() - start) * 1e3)
+                used[name].append((_processor_seconds() - before) * 1e3)
                 peaks[name] = max(peaks[name], peak)
-    return samples, peaks
+    return samples, used, peaks
 
 
 class Site:
@@ -198,8 +208,9 @@ def pushes(site: Site) -> dict[str, Case]:
 
 
 def _bench(title: str, cases: dict[str, Case], runs: int, base: str) -> None:
-    samples, peaks = measure(cases, runs)
+    samples, used, peaks = measure(cases, runs)
     show(title, samples, base)
+    show(f"{title}: processors", used, base)
     print("\npeak memory: " + ", ".join(f"{name} {peak >> 10} MiB" for name, peak in peaks.items() if peak))
     best = min((name for name in samples if name.startswith("sandbox")), key=lambda name: statistics.median(samples[name]))
     print(f"{base} / {best}: {statistics.median(samples[base]) / statistics.median(samples[best]):.1f}x")
