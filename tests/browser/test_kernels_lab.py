@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import nbformat
 import pytest
 
+from sandbox.engine import Engine
 from tests.support.host import requires
 from tests.support.kernel import SOCKET_WARNINGS, kernel_place
 from tests.support.lab import Lab, Notebook, chromium, jupyter_lab
@@ -96,6 +98,24 @@ def test_sandbox_notebook_runs_its_cells_in_what_its_first_cell_builds(lab: Lab,
         assert "hello world" in (greeting.text_content() or "")
         assert has_picture(notebook.run("import matplotlib.pyplot as plt\nplt.plot([1, 4, 9]);"))
         notebook.screenshot("kernel-sandbox")
+        notebook.run("kept = open('/kept', 'w').write('file')")
+        notebook.rerun(built, "%%dockerfile -t localhost/mine\nFROM localhost/science\nENV WHO=moon\n")
+        built.get_by_text("restart the kernel, or run %container reset kernel").wait_for()
+        notebook.screenshot("kernel-sandbox-rebuilt")
+        look = "import os\nprint(os.environ['WHO'], os.path.exists('/kept'))"
+        assert "world True" in (notebook.run(look).text_content() or "")  # in the image before, with its variables
+        notebook.restart()
+        assert "moon False" in (notebook.run(look).text_content() or "")
+        notebook.run("kept = open('/kept', 'w').write('file')")
+        notebook.restart()
+        assert "moon True" in (notebook.run(look).text_content() or "")
+        notebook.screenshot("kernel-sandbox-restarted")
+        notebook.save()
+        saved = next(text for path in lab.directory.glob("*.ipynb") if "localhost/mine" in (text := path.read_text()))
+        facts = json.loads(saved)
+        with Engine(lab.root) as engine:
+            digest = str(engine.image("localhost/mine").id)
+        assert facts["cells"][0]["outputs"][-1]["metadata"]["org.jupyter.sandbox"]["environment"]["digest"] == digest
 
 
 def test_notebook_7_starts_it_plots_slides_interrupts_and_restarts(lab: Lab, shots: Path) -> None:

@@ -213,6 +213,29 @@ class Notebook:
         self.wait_end(cell)
         return cell
 
+    def rerun(self, cell: Locator, text: str) -> None:
+        """Replace a cell's text and run it to its end."""
+        before = cell.locator(".jp-InputPrompt").first.text_content()
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.insert_text(text)
+        self.page.keyboard.press("Shift+Enter")
+        again = "([cell, before]) => cell.querySelector('.jp-InputPrompt').textContent != before"
+        self.page.wait_for_function(again, arg=[cell.element_handle(), before])
+        self.wait_end(cell)
+
+    def restart(self) -> None:
+        """Restart the kernel by its button, and wait for it."""
+        self.page.locator('[data-command="kernelmenu:restart"], [data-command="notebook:restart-kernel"]').first.click()
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.page.get_by_text("| Idle").wait_for()
+
+    def save(self) -> None:
+        """Save it under the name it has."""
+        self.page.keyboard.press("Control+s")
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()  # asks for a better one, once
+        self.page.wait_for_function("document.querySelector('.jp-mod-dirty') === null")
+
     def wait_end(self, cell: Locator) -> None:
         """Until the cell has its number."""
         ended = "cell => /\\[\\d+\\]/.test(cell.querySelector('.jp-InputPrompt').textContent)"
