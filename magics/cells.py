@@ -173,6 +173,8 @@ def parse_run(words: Sequence[str], body: str, *, magic: str = "%%container", fi
     preset = SANDBOX_PRESET if magic == "%%sandbox" else ()
     rows = DOCKER_ROWS if magic == "%%docker run" else RUN_ROWS
     values, rest = parse_words([*preset, *words], rows, interspersed=False)
+    if preset and len(values["network"]) > 1:  # the line's own replace it
+        values["network"] = values["network"][1:]
     cell = _cell_options(values)
     if not rest and not cell.help and not cell.session:
         raise InvalidOption("no image named", hint=f"write {magic} IMAGE, or {magic} --help")

@@ -16,10 +16,11 @@ from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json an
 import msgspec
 from msgspec.structs import replace
 
-from sandbox import logs, trees
+from sandbox import logs, networking, trees
 from sandbox.errors import WrongState
 from sandbox.image.store import Image
 from sandbox.image.tree import Tree
+from sandbox.inspecting import health_rows, healthcheck, iso_time, network_settings
 from sandbox.logs import LogLine
 from sandbox.records import ALIVE, Record, State, Status
 from sandbox.runtime.cgroups import Cgroup, Plan, reading
@@ -27,7 +28,7 @@ from sandbox.runtime.ending import completed
 from sandbox.runtime.init import cgroup, control, link, procs
 from sandbox.runtime.plan import Handling
 from sandbox.runtime.running import OnOutput, Running, Streams
-from sandbox.runtime.spec import Completed, Health, Limits, Mount, Pack, Port, Process, Usage
+from sandbox.runtime.spec import Completed, Endpoint, Limits, Mount, Pack, Port, Process, Usage
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
@@ -128,8 +129,13 @@ class Container:
 
     @property
     def address(self) -> str | None:
-        """Its address in its network while it runs."""
-        return (self._network or {}).get("address")
+        """Its address in its (first) network while it runs."""
+        return next((place["address"] for place in (self._network or {}).get("places", ())), None)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The names of those it is in."""
+        return tuple(endpoint.network for endpoint in self._record.spec.places)
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -221,8 +227,30 @@ class Container:
     def rename(self, name: str) -> None:
         """Give it another name; ContainerError when another container has it."""
         self._record = self._engine._records.rename(self._record, name)
-        self.name = name
+        before, self.name = self.name, name
+        spec = networking.renamed(self._engine._runtime, self._record, before)
+        self._record = self._engine._records.change(self._record, spec, self._record.restart)
         self._note("rename")
+
+    def connect(
+        self,
+        network: str,
+        *,
+        alias: Sequence[str] = (),
+        ip: str | None = None,
+        ip6: str | None = None,
+        mac_address: str | None = None,
+        priority: int = 0,
+    ) -> None:
+        """Put it into one more network, at once while it runs. NetworkNotFound, NetworkError, WrongState, InvalidOption."""
+        endpoint = Endpoint(network, ip, ip6, mac_address, tuple(alias), priority)
+        self._record = networking.connect(self._engine._runtime, self._engine._records, self._record, endpoint)
+        self._note("connect", network=network)
+
+    def disconnect(self, network: str) -> None:
+        """Take it out of a network, at once while it runs. ContainerError when it is not in it."""
+        self._record = networking.disconnect(self._engine._runtime, self._engine._records, self._record, network)
+        self._note("disconnect", network=network)
 
     def update(self, limits: Limits = Limits(), *, restart: tuple[str, int] | None = None) -> None:
         """Change limits (None: as before), now and for later starts, and the restart policy from the next start on."""
@@ -504,7 +532,7 @@ class Container:
         done = self.completed
         return {
             "Id": self.id,
-            "Created": _iso(self._record.created),
+            "Created": iso_time(self._record.created),
             "Path": self.command[0],
             "Args": list(self.command[1:]),
             "State": {
@@ -517,9 +545,9 @@ class Container:
                 "ExitCode": done.exit_code if done else 0,
                 "Error": done.reason if done else "",
                 **({"NetworkDenied": list(done.denied)} if done and done.denied else {}),
-                "StartedAt": _iso(state.facts.get("started")),
-                "FinishedAt": _iso(state.facts.get("finished")),
-                **_health_rows(state.facts.get("health")),
+                "StartedAt": iso_time(state.facts.get("started")),
+                "FinishedAt": iso_time(state.facts.get("finished")),
+                **health_rows(state.facts.get("health")),
             },
             "Image": self.image_id,
             "Name": f"/{self.name}",
@@ -544,7 +572,7 @@ class Container:
                 "UsernsMode": spec.userns,
             },
             "Mounts": [self._mount_row(mount) for mount in spec.mounts],
-            "NetworkSettings": _network_settings(spec.network, self._network),
+            "NetworkSettings": network_settings(spec, self._network),
             "Config": {
                 "Hostname": spec.hostname,
                 "User": spec.process.user,
@@ -557,46 +585,9 @@ class Container:
                 "Labels": dict(self.labels),
                 "StopSignal": signal.Signals(spec.stop_signal).name,
                 "StopTimeout": int(self.stop_timeout),
-                **({"Healthcheck": _healthcheck(spec.health)} if spec.health else {}),
+                **({"Healthcheck": healthcheck(spec.health)} if spec.health else {}),
             },
         }
-
-
-def _network_settings(name: str, network: Mapping[str, Any] | None) -> dict[str, Any]:
-    """docker's NetworkSettings."""
-    given = network or {}
-    settings = {
-        "IPAddress": given.get("address", ""),
-        "IPPrefixLen": given.get("prefix", 0),
-        "Gateway": given.get("gateway", ""),
-        "MacAddress": given.get("mac", ""),
-    }
-    ports: dict[str, list[dict[str, str]]] = {}
-    for port in (Port(**each) for each in given.get("ports", ())):
-        ports.setdefault(f"{port.container}/{port.protocol}", []).append({"HostIp": port.address, "HostPort": str(port.host)})
-    return {**settings, "Ports": ports, "Networks": {name: settings} if name != "none" else {}}
-
-
-def _healthcheck(health: Health) -> dict[str, Any]:
-    """docker's Config.Healthcheck; times in nanoseconds."""
-    times = {
-        "Interval": health.interval,
-        "Timeout": health.timeout,
-        "StartPeriod": health.start_period,
-        "StartInterval": health.start_interval,
-    }
-    return {"Test": ["CMD", *health.argv], **{name: round(each * 1e9) for name, each in times.items()}, "Retries": health.retries}
-
-
-def _health_rows(facts: Mapping[str, Any] | None) -> dict[str, Any]:
-    """docker's State.Health; nothing without a check."""
-    if not facts:
-        return {}
-    results = [
-        {"Start": _iso(each["started"]), "End": _iso(each["finished"]), "ExitCode": each["code"], "Output": each["output"]}
-        for each in facts["results"]
-    ]
-    return {"Health": {"Status": facts["status"], "FailingStreak": facts["streak"], "Log": results}}
 
 
 def _readable(fd: int, timeout: float | None) -> bool:
@@ -607,10 +598,6 @@ def _readable(fd: int, timeout: float | None) -> bool:
 
 def _time(seconds: float | None) -> datetime | None:
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
-
-
-def _iso(seconds: float | None) -> str:
-    return datetime.fromtimestamp(seconds or 0, UTC).isoformat().replace("+00:00", "Z") if seconds else "0001-01-01T00:00:00Z"
 
 
 def _int(value: float | None) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from sandbox import launch, trees
+from sandbox import launch, networking, trees
 from sandbox.errors import InvalidOption
 from sandbox.image.store import Image, Store
 from sandbox.launch import VolumeRequest
@@ -51,7 +51,7 @@ class Creator:
                 if options.host_ca:
                     spec, certificates = self._trusting_host(spec, found)
                     mounts += certificates
-                made = replace(spec, mounts=mounts, names=(name, *options.network_alias))
+                made = replace(spec, mounts=mounts, endpoints=networking.with_name(spec.endpoints, name))
                 record = self._record_of(made, found, name, image, options)
                 self._records.write(record)
             except BaseException:
@@ -83,19 +83,20 @@ class Creator:
         config = image.config.value.config
         directory = self._records.directory(container_id)
         env = launch.make_env(options, os.environ, _read_file)
+        network, endpoints = networking.make_network(options, self._records.find)
         return ContainerSpec(
             id=container_id,
             rootfs=Rootfs(self._store.lowers(image.top), str(directory / "upper"), str(directory / "work"), volatile=options.rm),
             process=launch.make_process(config, argv, options, env),
             hostname=launch.check_hostname(options.hostname or container_id[:12]),
-            network=launch.make_network(options),
-            address=options.ip,
-            mac=options.mac_address,
+            network=network,
+            endpoints=endpoints,
             network_rate=options.network_rate,
             allow_net=tuple(Allowed(*each) for given in options.allow_net for each in given),
             dns=options.dns,
             dns_search=options.dns_search,
-            ports=launch.make_ports(config, options),
+            ports=(ports := launch.make_ports(config, options)),
+            serves_names=launch.serves_names(config, ports),
             userns="host" if options.userns == "host" else "private",
             limits=launch.make_limits(options, launch.block_device_number),
             read_only=options.read_only,

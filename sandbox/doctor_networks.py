@@ -16,7 +16,7 @@ Row = tuple[str, bool, str, str, str]
 _LONGEST = 20.0
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _LEGACY = Path("/proc/net/ip_tables_names")
-_FAMILY_NAMES = {1: "inet", 2: "ip"}
+_FAMILY_NAMES = {1: "inet", 2: "ip", 10: "ip6"}
 _BEGIN = """
 import ipaddress, os, socket, sys
 sys.path[:] = sys.argv[1].split(os.pathsep)
@@ -25,7 +25,8 @@ from sandbox.runtime.network import confinement, rules
 from sandbox.runtime.spec import Allowed
 s.unshare(s.CLONE_NEWNET)
 allowed = [Allowed('x'), Allowed('', '10.0.0.0/8', 80)]
-place = confinement.Confined('sbxd.1', 'sbxd1', 'sbxd', '02:42:0a:00:00:01', ['10.0.0.2'], ['10.0.0.0/24'], allowed, 10**7)
+own, subnets = ['10.0.0.2', 'fd00::2'], ['10.0.0.0/24', 'fd00::/64']
+place = confinement.Confined('sbxd.1', 'sbxd1', 'sbxd', '02:42:0a:00:00:01', own, subnets, allowed, 10**7)
 try:
     with n.Netlink() as net:
         index = n.add_bridge(net, 'sbxd', 'doctor', '02:42:0a:00:00:01')
@@ -37,7 +38,7 @@ except OSError as err:
 _PROBES = (
     (
         "network bridge",
-        "    rules.install('sbxd', ipaddress.IPv4Network('10.0.0.0/24'), internal=False, owners=[])",
+        "    rules.install('sbxd', map(ipaddress.ip_network, subnets), internal=False, owners={})",
         "--network bridge, named networks and published ports are errors",
         "modprobe bridge veth nf_tables nft_ct nft_masq (Debian: the kernel image has them)",
     ),

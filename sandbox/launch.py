@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import stat
@@ -164,7 +163,7 @@ def make_no_new_privileges(options: RunOptions) -> bool:
 
 def make_sysctls(options: RunOptions) -> tuple[tuple[str, str], ...]:
     """--sysctl; InvalidOption for what is not the container's own."""
-    check_sysctls(options.sysctl, own_network=options.network_name != "host")
+    check_sysctls(options.sysctl, own_network=not options.network_name.startswith(("host", "container:")))
     return options.sysctl
 
 
@@ -190,23 +189,6 @@ def _is_device(path: str) -> bool:
     return True
 
 
-def make_network(options: RunOptions) -> str:
-    """none, host, or the name of a network; InvalidOption for what only makes sense in one."""
-    wishes = {
-        "--ip": options.ip, "--mac-address": options.mac_address, "--publish": options.publish, "--publish-all": options.publish_all,
-        "--network-rate": options.network_rate, "--allow-net": options.allow_net,
-    }  # fmt: skip
-    asks = [flag for flag, given in wishes.items() if given]
-    if asks and options.network_name in ("none", "host"):
-        raise InvalidOption(f"{asks[0]}: --network {options.network_name} has no addresses of its own", hint="name a network")
-    for server in options.dns:
-        try:
-            ipaddress.ip_address(server)
-        except ValueError as err:
-            raise InvalidOption(f"--dns {server!r}: not an IP address") from err
-    return options.network_name
-
-
 def make_ports(config: RunConfig, options: RunOptions) -> tuple[Port, ...]:
     """--publish, and with --publish-all what the image exposes beside that."""
     asked = [each for given in options.publish for each in given]
@@ -218,6 +200,16 @@ def make_ports(config: RunConfig, options: RunOptions) -> tuple[Port, ...]:
         if number.isdigit() and (int(number), protocol) not in known:
             ports.append(Port(int(number), protocol=protocol))
     return tuple(ports)
+
+
+def serves_names(config: RunConfig, ports: Sequence[Port]) -> bool:
+    """Whether it is a name server itself: it publishes port 53, or its image exposes it."""
+    return any(port.container == _NAMES for port in ports) or any(
+        text.partition("/")[0] == str(_NAMES) for text in config.exposed_ports or ()
+    )
+
+
+_NAMES = 53
 
 
 def make_health(config: RunConfig, options: RunOptions) -> Health | None:

@@ -321,11 +321,13 @@ class RunOptions(msgspec.Struct, frozen=True):
     label: tuple[str, ...] = ()
     stop_signal: int | None = None
     stop_timeout: int | None = None
-    network: str | None = None
+    network: str | tuple[str, ...] = ()
+    """One, or several."""
     network_alias: tuple[str, ...] = ()
     publish: tuple[tuple[Published, ...], ...] = ()
     publish_all: bool = False
     ip: str | None = None
+    ip6: str | None = None
     mac_address: str | None = None
     network_rate: int | None = None
     allow_net: tuple[tuple[Target, ...], ...] = ()
@@ -350,10 +352,17 @@ class RunOptions(msgspec.Struct, frozen=True):
     pull: str | None = None
 
     @property
-    def network_name(self) -> str:
-        """none, host or a network: where nothing is said, what `default_network` says."""
+    def networks(self) -> tuple[str, ...]:
+        """As they were asked for; where nothing is said, what `default_network` says."""
+        if self.network:
+            return (self.network,) if isinstance(self.network, str) else self.network
         needs_one = self.publish or self.publish_all or self.allow_net or self.network_rate
-        return self.network or default_network(publishes=bool(needs_one))
+        return (default_network(publishes=bool(needs_one)),)
+
+    @property
+    def network_name(self) -> str:
+        """What it is in, for a person: none, host, container:NAME, networks."""
+        return ", ".join(re.sub(r".*\bname=([^,]*).*", r"\1", text) for text in self.networks)
 
 
 RUN: tuple[Option, ...] = (
@@ -404,11 +413,14 @@ RUN: tuple[Option, ...] = (
     Option(("-l", "--label"), "label", "set a label on the container", "KEY=VALUE", repeat=True),
     Option(("--stop-signal",), "stop_signal", "signal that stops it", "SIGNAL", parse_signal),
     Option(("--stop-timeout",), "stop_timeout", "seconds from its stop signal to SIGKILL (10)", "SECONDS", parse_whole),
-    Option(("--network", "--net"), "network", "none (loopback only), host, bridge (root's default), or a name", "NETWORK"),
+    Option(
+        ("--network", "--net"), "network", "none, host, bridge (root's default), container:NAME, or name[,ip=…]", "NETWORK", repeat=True
+    ),
     Option(("--network-alias",), "network_alias", "another name for others in its network", "NAME", repeat=True),
     Option(("-p", "--publish"), "publish", "a port of it here: [[ADDRESS:][HOST]:]PORT[/udp]", "PORT", parse_publish, repeat=True),
     Option(("-P", "--publish-all"), "publish_all", "its image's ports, each on a free one of this machine", convert=None),
     Option(("--ip",), "ip", "the address it has in its network", "ADDRESS"),
+    Option(("--ip6",), "ip6", "the IPv6 address it has in its network", "ADDRESS"),
     Option(("--mac-address",), "mac_address", "the MAC address it has in its network", "ADDRESS"),
     Option(("--network-rate",), "network_rate", "what it may send and receive at most: 10mbit (bits a second)", "RATE", parse_network_rate),
     Option(

@@ -84,9 +84,7 @@ class Starter:
         if state.status == "running":
             return self._runtime.exec(record.spec, int(state.facts["pid"]), process, streams)
         self.prepare(record)
-        spec = replace(
-            record.spec, process=process, network="none", address=None, more_networks=(), ports=(), timeout=None, read_only=False
-        )
+        spec = replace(record.spec, process=process, network="none", endpoints=(), ports=(), timeout=None, read_only=False)
         return self._runtime.start(spec, Handling(remove=False, record=False), streams)
 
     def note(self, record: Record, action: str, **more: object) -> None:

@@ -154,7 +154,9 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "network": (
         "Manage networks",
         {
+            "connect": Verb("networks", "connect", "Put a container into one more network"),
             "create": Verb("networks", "create", "Make a network"),
+            "disconnect": Verb("networks", "disconnect", "Take a container out of a network"),
             "inspect": Verb("networks", "inspect", "Show everything about networks as JSON"),
             "ls": Verb("networks", "ls", "List networks"),
             "prune": Verb("networks", "prune", "Remove networks that no container is in"),

@@ -116,7 +116,7 @@ def _paths(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 _VALUES: dict[str, Complete] = {
     **dict.fromkeys(("env_file", "file", "metadata_file", "save_files"), _paths),
-    "network": offering(lambda names: ["none", "host", "bridge", *names.networks()]),
+    "network": offering(lambda names: ["none", "host", "bridge", *names.networks(), *(f"container:{name}" for name in names.containers())]),
     "volume": offering(lambda names: names.volumes()),
     "volumes_from": offering(lambda names: names.containers()),
     "tag": offering(lambda names: names.images()),

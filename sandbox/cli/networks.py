@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import click
 import msgspec
 
-from sandbox.cli.completing import complete_networks
+from sandbox.cli.completing import complete_containers, complete_networks
 from sandbox.cli.flags import Converted, verb
 from sandbox.cli.formatting import Field, Lines, Listing, labels_text, show, time_text
 from sandbox.cli.images import format_option
@@ -40,6 +40,7 @@ NETWORKS: Listing[Shown] = Listing(
         Field("Driver", "DRIVER", lambda s: "bridge"),
         Field("Scope", "SCOPE", lambda s: "local"),
         Field("Subnet", "SUBNET", lambda s: s.network.subnet),
+        Field("Subnet6", "SUBNET6", lambda s: s.network.subnet6),
         Field("Internal", "INTERNAL", lambda s: str(s.network.internal).lower()),
         Field("Labels", "LABELS", lambda s: labels_text(s.network.labels)),
         Field("CreatedAt", "CREATED AT", lambda s: time_text(s.created)),
@@ -60,11 +61,20 @@ def ls(format: str | None, quiet: bool) -> None:
 @verb("create")
 @click.argument("name")
 @click.option("-d", "--driver", type=click.Choice(["bridge"]), default="bridge", help="Kind of network.")
-@click.option("--subnet", metavar="CIDR", help="Its addresses (default: a range that is not in use here).")
-@click.option("--gateway", metavar="ADDRESS", help="This machine's own address in it (default: the first).")
+@click.option("--subnet", multiple=True, metavar="CIDR", help="Its addresses, of IPv4 and IPv6 (default: a range that is not in use here).")
+@click.option("--gateway", multiple=True, metavar="ADDRESS", help="This machine's own address in it (default: the first).")
+@click.option("--ipv6/--no-ipv6", default=None, help="IPv6, too (default: when this machine has it and no --subnet is given).")
 @click.option("--internal", is_flag=True, help="No way out of it.")
 @click.option("--label", "labels", multiple=True, type=Converted(parse_pair, "label"), metavar="KEY=VALUE", help="Set a label.")
-def create(name: str, driver: str, subnet: str | None, gateway: str | None, internal: bool, labels: Sequence[tuple[str, str]]) -> None:
+def create(
+    name: str,
+    driver: str,
+    subnet: Sequence[str],
+    gateway: Sequence[str],
+    ipv6: bool | None,
+    internal: bool,
+    labels: Sequence[tuple[str, str]],
+) -> None:
     """Make a network. Containers in it find each other by name, and reach no other network of ours."""
     del driver  # there is one kind
     if os.geteuid() != 0:
@@ -72,8 +82,37 @@ def create(name: str, driver: str, subnet: str | None, gateway: str | None, inte
 
         raise cannot_share(name)
     with engine() as opened:
-        opened.networks.create(name, subnet=subnet, gateway=gateway, internal=internal, labels=dict(labels))
+        opened.networks.create(name, subnet=subnet, gateway=gateway, ipv6=ipv6, internal=internal, labels=dict(labels))
     show(Lines((name,)))
+
+
+@verb("connect")
+@click.argument("network", shell_complete=complete_networks)
+@click.argument("container", shell_complete=complete_containers)
+@click.option("--alias", multiple=True, metavar="NAME", help="Another name for others in it.")
+@click.option("--ip", metavar="ADDRESS", help="The address it has there.")
+@click.option("--ip6", metavar="ADDRESS", help="The IPv6 address it has there.")
+@click.option("--mac-address", metavar="ADDRESS", help="The MAC address it has there.")
+@click.option("--gw-priority", type=int, default=0, metavar="N", help="Of several networks the one with the highest leads out.")
+def connect(
+    network: str, container: str, alias: Sequence[str], ip: str | None, ip6: str | None, mac_address: str | None, gw_priority: int
+) -> None:
+    """Put a container into one more network, at once when it runs."""
+    with engine() as opened:
+        found = opened.container(container)
+        found.connect(network, alias=alias, ip=ip, ip6=ip6, mac_address=mac_address, priority=gw_priority)
+
+
+@verb("disconnect")
+@click.argument("network", shell_complete=complete_networks)
+@click.argument("container", shell_complete=complete_containers)
+@click.option("-f", "--force", is_flag=True, help="Also when it is not in it.")
+def disconnect(network: str, container: str, force: bool) -> None:
+    """Take a container out of a network, at once when it runs."""
+    with engine() as opened:
+        found = opened.container(container)
+        if not force or network in found.networks:
+            found.disconnect(network)
 
 
 @verb("rm")
@@ -105,12 +144,22 @@ def _facts(opened: Engine, name: str) -> dict[str, object]:
         "Created": Shown(network).created.isoformat(),
         "Scope": "local",
         "Driver": "bridge",
-        "IPAM": {"Config": [{"Subnet": network.subnet, "Gateway": network.gateway}]},
+        "EnableIPv4": True,
+        "EnableIPv6": bool(network.subnet6),
+        "IPAM": {
+            "Driver": "default",
+            "Config": [{"Subnet": str(subnet), "Gateway": network.gateways[version]} for version, subnet in network.subnets.items()],
+        },
         "Internal": network.internal,
         "Labels": network.labels,
         "Containers": {
-            container: {"Name": people.get(container, ""), "IPv4Address": f"{address}/{network.addresses.prefixlen}"}
-            for container, address in opened.networks.members(network).items()
+            container: {
+                "Name": people.get(container, ""),
+                "MacAddress": lease.mac,
+                "IPv4Address": f"{address}/{network.addresses.prefixlen}",
+                "IPv6Address": f"{lease.address6}/{network.subnets[6].prefixlen}" if lease.address6 else "",
+            }
+            for container, (address, lease) in opened.networks.members(network).items()
         },
     }
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any  # Any: plans and reports are JSON
 
 import msgspec
+from msgspec.structs import replace
 
-from sandbox.errors import PortTaken, Unsupported
+from sandbox.errors import PortTaken, Unsupported, WrongState
 from sandbox.runtime import cgroups
 from sandbox.runtime.init import files, procs, subids
 from sandbox.runtime.plan import GROUP_ID, Handling, Site, another_ground, capabilities, has_left_host, make_plan, process_plan
@@ -86,7 +87,7 @@ class Runtime:
 
     def _attached(self, spec: ContainerSpec) -> AbstractContextManager[dict[str, Any] | None]:
         """Its place in its network, given back when the block fails; None without one."""
-        if spec.network in ("none", "host"):
+        if not spec.places:
             return nullcontext()
         if os.geteuid() != 0:
             from sandbox.runtime.network import userspace
@@ -102,7 +103,10 @@ class Runtime:
             from sandbox.runtime.twins import with_twins  # root's layers are seen through an idmapped mount
 
             spec = with_twins(self.root, spec)
-        plan = make_plan(spec, self._site(spec, record, network), handling)
+        site = self._site(spec, record, network)
+        if site.shares:
+            spec = replace(spec, userns="private" if site.shares["idmap"] else "host")
+        plan = make_plan(spec, site, handling)
         return {**plan, "window": streams.window, "detach_keys": streams.detach_keys.hex(), "may_leave": streams.may_leave}
 
     def exec(
@@ -161,6 +165,7 @@ class Runtime:
             gid=os.getegid(),
             resolv_conf=_resolv_conf(),
             network=network,
+            shares=self._shared(spec),
             cgroup=group.plain() if group.groups else None,
             cgroup2_only=v2_only,
             seccomp=self._filter_for(spec),
@@ -174,6 +179,18 @@ class Runtime:
         base = id_base(container_id) if os.geteuid() == 0 and spec.userns == "private" else None
         lock = self.root / SPARES / container_id
         self._spawner.restock_grounded(container_id, lock, lambda: another_ground(plan, container_id, base))
+
+    def _shared(self, spec: ContainerSpec) -> dict[str, Any] | None:
+        """What a container has of the one whose network it has, too; WrongState when that does not run."""
+        if not spec.shares_with:
+            return None
+        directory = str(self.record(spec.shares_with))
+        state = files.read_json(f"{directory}/state.json") or {}
+        if state.get("status") != "running" or not files.is_locked(directory):
+            name = (files.read_json(f"{directory}/config.json") or {}).get("name", spec.shares_with[:12])
+            message = f"--network container:{name}: cannot join the network of a container that is not running"
+            raise WrongState(message, wanted="running", actual="exited", hint=f"sandbox start {name}")
+        return {"directory": directory, **state["shares"]}
 
     def _filter_for(self, spec: ContainerSpec) -> bytes:
         """The compiled seccomp filter; empty for none."""
@@ -203,7 +220,7 @@ class Place(msgspec.Struct, frozen=True):
                 owner = owner_of(self._runtime.root, err.port, err.protocol)
                 raise PortTaken(f"{err}{owner and f' by {owner}'}", port=err.port, protocol=err.protocol) from err
         runtime = self._runtime
-        is_next_alike = not handling.detach and has_left_host(plan)
+        is_next_alike = not handling.detach and has_left_host(plan) and not spec.shares_with
         running.finally_do(partial(runtime._restock_like, plan, spec) if is_next_alike else runtime._spawner.restock)
         return running
 

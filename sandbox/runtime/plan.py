@@ -57,7 +57,9 @@ class Site(msgspec.Struct, frozen=True):
     capabilities: tuple[str, ...] = ()
     """What its processes hold, as `capabilities` chose."""
     network: Mapping[str, Any] | None = None
-    """How it is attached to a network: see Networks.attached."""
+    """How it is attached to networks: see Networks.attached."""
+    shares: Mapping[str, Any] | None = None
+    """Whose network it has, too: the `directory` of that container, and of its state `idmap` and `texts`."""
     subids: Mapping[str, Any] | None = None
     """The id map that an ordinary user's subordinate ids give: see init.subids.find."""
 
@@ -88,6 +90,7 @@ class Handling(msgspec.Struct, frozen=True):
 
 def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) -> dict[str, Any]:
     """Everything the spawner needs to run `spec`; raises InvalidOption for what contradicts itself."""
+    texts = _texts(spec, site)
     return {
         "id": spec.id,
         "directory": site.record,
@@ -112,9 +115,11 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
         "ground_steps": _ground_steps(spec, site),
         "stays_open": site.network is not None and "helper" in site.network,
         "network": site.network,
+        "shares": site.shares["directory"] if site.shares else None,
+        "texts": texts,
         "cgroup": site.cgroup,
         "host_mounts": _host_mounts(spec, site),
-        "steps": _steps(spec, site),
+        "steps": _steps(spec, site, texts),
         "process": process_plan(spec.process, spec, site.seccomp, site.capabilities),
         "health": _health(spec, site),
     }
@@ -191,6 +196,8 @@ def capabilities(spec: ContainerSpec, bounding: int) -> tuple[str, ...]:
 
 
 def _idmap(spec: ContainerSpec, site: Site) -> dict[str, Any] | None:
+    if site.shares:  # a network belongs to a user namespace: it has that, too
+        return dict(site.shares["idmap"]) if site.shares["idmap"] else None
     if spec.userns == "host":
         return None
     if site.privileged:
@@ -226,13 +233,13 @@ def _ground_steps(spec: ContainerSpec, site: Site) -> list[Step]:
     return [("isolate_mounts", {}), *own, *([] if _own_binds(spec, site) else _staged(spec, site))]
 
 
-def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
+def _steps(spec: ContainerSpec, site: Site, texts: Mapping[str, str]) -> list[Step]:
     binds = _own_binds(spec, site)
     return [
         *binds,
         *(_staged(spec, site) if binds else []),
         *_rootfs_steps(spec, site),
-        *_file_steps(spec, site),
+        *_file_steps(spec, site, texts),
         *_own_devices(spec, site),
         ("enter_root", {"target": "root"}),
         *(("attach", {"name": name, "target": f"/{name}"}) for name in _KERNEL_TREES),
@@ -242,28 +249,35 @@ def _steps(spec: ContainerSpec, site: Site) -> list[Step]:
         *_redirect_steps(site.network),
         *([] if spec.privileged else [("protect", {"paths": [SYSCTLS]})]),
         *([("protect_root", {})] if spec.read_only else []),
-        ("set_hostname", {"name": spec.hostname}),
-        *_network_steps(site.network),
+        ("set_hostname", {"name": texts["hostname"].strip()}),
+        *_network_steps(spec, site.network),
     ]
 
 
-_LINK = ("end", "address", "prefix", "subnet", "gateway", "router", "rate")
-
-
 def _redirect_steps(network: Mapping[str, Any] | None) -> list[Step]:
-    """A confined one reaches its neighbours through the host, whatever the host says of a shorter way (ICMP)."""
-    links = ["all", *(each["end"] for each in (network, *network["more"]))] if network and network["router"] else []
-    return [("set_sysctl", {"path": f"/proc/sys/net/ipv4/conf/{link}/accept_redirects", "text": "0"}) for link in links]
+    """See places.redirect_settings."""
+    if not network or not any(place["router"] for place in network["places"]):
+        return []
+    from sandbox.runtime.init.places import redirect_settings  # with socket
+
+    ends = ["all", *(place["end"] for place in network["places"])]
+    return [("set_sysctl", {"path": path, "text": "0"}) for end in ends for path in redirect_settings(end)]
 
 
-def _network_steps(network: Mapping[str, Any] | None) -> list[Step]:
+def _network_steps(spec: ContainerSpec, network: Mapping[str, Any] | None) -> list[Step]:
     if network is None:
         return []
-    from sandbox.runtime.init.resolver import ADDRESS, PORT  # with socket
+    from sandbox.runtime.init.places import links  # with socket
+    from sandbox.runtime.init.resolver import ADDRESS, PORT
 
     # A helper program has set an ordinary user's link up.
-    links = [("configure_link", {key: each[key] for key in _LINK}) for each in (network, *network["more"]) if "helper" not in each]
-    return [*links, ("open_resolver", {"address": ADDRESS, "port": PORT})]
+    configured: list[Step] = [] if "helper" in network else [("configure_links", {"links": links(network["places"])})]
+    if not spec.serves_names:
+        return [*configured, ("open_resolver", {"address": ADDRESS, "port": PORT})]
+    from sandbox.runtime.network import aside  # few do
+
+    rules = [[kind, body.hex(), flags] for kind, body, flags in aside.requests(ADDRESS, PORT)]
+    return [*configured, ("make_rules", {"requests": rules}), ("open_resolver", {"address": ADDRESS, "port": aside.PORT})]
 
 
 def _inside(path: str, site: Site) -> str:
@@ -310,15 +324,20 @@ def _layers_steps(number: int, mount: Mount, site: Site) -> list[Step]:
     return [("mount_overlay", overlay), ("detach_bind", kept)]
 
 
-def _file_steps(spec: ContainerSpec, site: Site) -> list[Step]:
-    texts = (
-        ("hostname", f"{spec.hostname}\n"),
-        ("hosts", _hosts(spec, site)),
-        ("resolv.conf", _resolv_conf(spec, site)),
-    )
+def _texts(spec: ContainerSpec, site: Site) -> dict[str, str]:
+    """The files of /etc that we write; with another container's network, that one's."""
+    if site.shares:
+        return dict(site.shares["texts"])
+    return {"hostname": f"{spec.hostname}\n", "hosts": _hosts(spec, site), "resolv.conf": _resolv_conf(spec, site)}
+
+
+def _file_steps(spec: ContainerSpec, site: Site, texts: Mapping[str, str]) -> list[Step]:
     also = {"read_only": True} if spec.read_only else {}  # as docker's
     return [
-        *(("write_file", {"path": f"etc/{name}", "text": text, "name": name, **also}) for name, text in texts),
+        *(
+            ("write_file", {"path": f"etc/{name}", "text": text, "name": name, "is_handed": name == "hosts" and bool(site.network), **also})
+            for name, text in texts.items()
+        ),
         *(("write_file", _file(n, mount)) for n, mount in enumerate(spec.mounts) if mount.kind == "file"),
     ]
 
@@ -354,8 +373,12 @@ def _resolv_conf(spec: ContainerSpec, site: Site) -> str:
 
 
 def _hosts(spec: ContainerSpec, site: Site) -> str:
-    own = site.network["address"] if site.network else "127.0.1.1"
-    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", f"{own}\t{spec.hostname}"]
+    own = [f"127.0.1.1\t{spec.hostname}"]
+    if site.network:
+        from sandbox.runtime.init.places import hosts_lines  # with socket
+
+        own = hosts_lines(site.network["places"], spec.hostname)
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", *own]
     return "\n".join([*lines, *(f"{address}\t{name}" for name, address in spec.extra_hosts)]) + "\n"
 
 
@@ -372,7 +395,7 @@ def _staged(spec: ContainerSpec, site: Site) -> list[Step]:
         *([] if spec.privileged else [("mask", {"paths": _staging(MASKED)}), ("protect", {"paths": _staging(PROTECTED)})]),
         *(("detach_bind", {"name": name, "source": name, "recursive": True}) for name in _KERNEL_TREES),
         ("enter_root", {"target": "."}),
-        *([("loopback_up", {})] if spec.network != "host" else []),
+        *([("loopback_up", {})] if spec.network != "host" and not site.shares else []),
     ]
 
 

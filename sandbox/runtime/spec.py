@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 Network = str
-"""none (loopback alone), host, or the name of a network."""
+"""none (loopback alone), host, container:ID (that one's), or the name of a network."""
 Why = Literal["exited", "oom", "timeout", "pids", "disk", "output", "signal", "interrupted", "lost", "detached"]
 
 
@@ -130,12 +130,15 @@ class Allowed(msgspec.Struct, frozen=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """A container's place in a network: the `address` and `mac` it wants there, the `names` others there may call it beside its own."""
+    """A container's place in a network: the addresses it wants there, the `names` others there may call it. Of several networks that
+    lead out, the one with the highest `priority` does; of equal ones the first."""
 
     network: str
     address: str | None = None
+    address6: str | None = None
     mac: str | None = None
     names: tuple[str, ...] = ()
+    priority: int = 0
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -158,16 +161,13 @@ class ContainerSpec(msgspec.Struct, frozen=True):
     process: Process
     hostname: str = ""
     network: Network = "none"
-    address: str | None = None
-    """The address it wants in its network."""
+    endpoints: tuple[Endpoint, ...] = ()
+    """Its places in networks, when there is more to say than the name; the first is in `network`."""
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    """What others in its network may call it."""
-    mac: str | None = None
-    """The MAC address it wants in its network."""
-    more_networks: tuple[Endpoint, ...] = ()
     ports: tuple[Port, ...] = ()
+    serves_names: bool = False
+    """It is a name server itself: port 53 is left to it."""
     network_rate: int | None = None
     """Bits a second, each way."""
     allow_net: tuple[Allowed, ...] = ()
@@ -197,6 +197,19 @@ class ContainerSpec(msgspec.Struct, frozen=True):
     shm_size: int = 64 << 20
     allow_unenforced: bool = False
     health: Health | None = None
+
+    @property
+    def places(self) -> tuple[Endpoint, ...]:
+        """All networks with addresses that it is in."""
+        if self.endpoints or self.network in ("none", "host") or self.shares_with:
+            return self.endpoints
+        return (Endpoint(self.network),)
+
+    @property
+    def shares_with(self) -> str:
+        """The id of the container whose network this one has, too; empty: none."""
+        kind, _, other = self.network.partition(":")
+        return other if kind == "container" else ""
 
 
 class Usage(msgspec.Struct, frozen=True):

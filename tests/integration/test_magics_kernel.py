@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     directory = tmp_path_factory.mktemp("magics")
     (directory / "tree/bin").mkdir(parents=True)
     shutil.copy(shutil.which("busybox") or "/bin/busybox", directory / "tree/bin/busybox")
-    for name in ("sh", "cat", "cut", "echo", "env", "grep", "id", "sleep", "tail", "touch"):
+    for name in ("sh", "cat", "cut", "echo", "env", "grep", "id", "nc", "nslookup", "sleep", "tail", "touch"):
         (directory / "tree/bin" / name).symlink_to("busybox")
     subprocess.run(["tar", "-C", str(directory / "tree"), "-cf", str(directory / "rootfs.tar"), "."], check=True)
     root = directory / "state"
@@ -85,6 +86,26 @@ def test_dockerfile_error_has_a_caret_and_a_suggestion(kernel: Kernel) -> None:
     lines = "\n".join(kernel.error("%%dockerfile\nFROM localhost/box\nRAN x\n")["traceback"])
     assert "^^^" in lines
     assert "did you mean RUN?" in lines
+
+
+def test_a_cell_on_a_short_list_says_what_it_was_denied(kernel: Kernel) -> None:
+    flags = "--allow-net good.example.test:443,192.0.2.8 --network-rate 8mbit"
+    body = "nc -w 1 192.0.2.7 80 < /dev/null || echo refused; nslookup evil.example.test > /dev/null || echo unknown"
+    outputs = kernel.run(f"%%container {flags} localhost/box\n{body}\n")
+    said = "".join(each["text"] for each in outputs if each["type"] == "stream")
+    assert "refused" in said
+    assert "unknown" in said
+    line = outputs[-1]["data"]["text/plain"]
+    assert "net bridge · denied: evil.example.test, 192.0.2.7:80" in line
+    kernel.run(f"%%container -d --proc held {flags} localhost/box\nsleep 1000\n")
+    kernel.run("facts = held.container.inspect()['HostConfig']")
+    facts = kernel.text("print(facts['NetworkRate'], facts['AllowNet'])")
+    assert facts == "8000000 ['good.example.test:443', '192.0.2.8/32']\n"
+    link = kernel.text("import json; print(held.container._state.facts['network']['places'][0]['link'])").strip()
+    queue = json.loads(subprocess.run(["ip", "-j", "link", "show", link], capture_output=True, text=True, check=True).stdout)
+    assert queue[0]["qdisc"] == "tbf"
+    kernel.run("held.remove()")
+    assert "bridge" not in kernel.text("%container network prune -f")  # the default one stays; nothing of it on this machine
 
 
 def test_failed_step_shows_its_cell_line_and_output(kernel: Kernel) -> None:

@@ -15,61 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.runtime.network.networks import bridge_prefix
 from tests.support.command_line import CommandLine, command_line
 from tests.support.host import requires
+from tests.support.networked import REVERSE, UPPER, Site
 
 pytestmark = [requires("root"), pytest.mark.xdist_group("network")]
-
-SERVE = """import socket,sys; s=socket.create_server(('', int(sys.argv[1])))
-while True:
-    c,a=s.accept(); d=c.recv(99); c.sendall(a[0].encode()+b' '+d); c.close()
-"""
-UPPER = """import socket,sys,threading; s=socket.create_server(('', int(sys.argv[1])))
-def go(c):
-    while d:=c.recv(65536): c.sendall(d.upper())
-    c.close()
-while True: threading.Thread(target=go, args=(s.accept()[0],)).start()
-"""
-REVERSE = """import socket,sys; s=socket.socket(type=socket.SOCK_DGRAM); s.bind(('', int(sys.argv[1])))
-while True:
-    d,a=s.recvfrom(9999); s.sendto(d[::-1],a)
-"""
-CALL = """import socket,sys
-try:
-    c=socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])); c.sendall(b'hi'); print(c.recv(99).decode())
-except OSError as err:
-    print(type(err).__name__)
-"""
-
-
-class Site:
-    """`sandbox` with the captured Python, and what it has on the host."""
-
-    def __init__(self, sandbox: CommandLine) -> None:
-        self.sandbox = sandbox
-
-    def serve(self, name: str, *flags: str, port: int = 80, program: str = SERVE) -> str:
-        """A server in the background that answers with the caller's address; its own address."""
-        ready = f"{program.partition(chr(10))[0]}; print('ready', flush=True)\n{program.partition(chr(10))[2]}"
-        self.sandbox.ok("run", "-d", "--name", name, *flags, "python", "python", "-c", ready, str(port))
-        with self.sandbox.going("logs", "-f", name) as logs:
-            assert logs.stdout
-            assert logs.stdout.readline() == b"ready\n"
-        return str(self.facts(name)["IPAddress"])
-
-    def facts(self, name: str) -> dict[str, object]:
-        """Its NetworkSettings."""
-        return dict(self.sandbox.json("inspect", name)[0]["NetworkSettings"])
-
-    def call(self, target: str, port: int, *flags: str, patience: float = 5) -> str:
-        """What a fresh container hears from there, or the class of its error."""
-        return self.sandbox.ok("run", "--rm", *flags, "python", "python", "-c", CALL, target, str(port), str(patience)).out.strip()
-
-    def on_host(self) -> list[str]:
-        """Our bridges here."""
-        return [name for _, name in socket.if_nameindex() if name.startswith(bridge_prefix(self.sandbox.root))]
-
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory, python_tar: Path) -> Iterator[CommandLine]:
@@ -130,6 +80,44 @@ def test_names_follow_who_comes_and_goes(site: Site) -> None:
     site.serve("other", *inside)
     site.serve("web", *inside, port=81)
     assert site.call("web", 81, *inside).endswith(" hi")
+
+
+NAME_SERVER = """import socket, sys
+def ask(kind, server):
+    end = socket.socket(type=kind); end.settimeout(5); end.connect((server, 53))
+    question = b'\\1\\2\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\3web\\0\\0\\1\\0\\1'
+    end.send(question if kind == socket.SOCK_DGRAM else len(question).to_bytes(2, 'big') + question)
+    return socket.inet_ntoa(end.recv(999)[-4:])
+print([ask(kind, '127.0.0.11') for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)], socket.gethostbyname('web'))
+try:
+    own = socket.socket(type=socket.SOCK_DGRAM); own.bind(('', 53)); stream = socket.create_server(('', 53))
+    print([ask(kind, '127.0.0.11') for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)])
+    end = socket.create_connection(('127.0.0.1', 53), 5); stream.accept()[0].send(b'own'); print(end.recv(9).decode())
+except OSError as err:
+    print(err.strerror)
+"""
+
+
+def test_names_are_told_by_datagram_and_connection_and_a_name_server_has_its_port(site: Site) -> None:
+    web = str(site.serve("web", "--network", "bridge"))
+    run = ("run", "--rm", "--network", "bridge")
+    heard = f"['{web}', '{web}']"
+    assert site.sandbox.ok(*run, "-p", "53/udp", "python", "python", "-c", NAME_SERVER).lines == [f"{heard} {web}", heard, "own"]
+    # the twin: whoever does not say that it is one finds ours there
+    assert site.sandbox.ok(*run, "python", "python", "-c", NAME_SERVER).lines == [f"{heard} {web}", "Address already in use"]
+
+
+def test_a_mac_address_is_its_own_and_nobody_elses(site: Site) -> None:
+    mac = "02:42:00:00:be:ef"
+    flags = ("--network", "bridge", "--mac-address", mac.upper())
+    site.sandbox.ok("run", "-d", "--name", "web", *flags, "python", "sleep", "1000")
+    assert site.sandbox.ok("exec", "web", "cat", "/sys/class/net/eth0/address").out == f"{mac}\n"
+    assert site.facts("web")["MacAddress"] == mac
+    own = str(site.facts("web")["IPAddress"])
+    assert site.call(own, 9, "--network", "bridge") == "ConnectionRefusedError"  # it is reached by it
+    for text, words in ((mac, "is taken"), ("01:00:5e:00:00:01", "not a MAC address of one"), ("x", "--mac-address")):
+        done = site.sandbox("run", "--rm", "--network", "bridge", "--mac-address", text, "python", "true")
+        assert (done.status, words in done.err) == (125, True), done.err
 
 
 def test_names_of_elsewhere_are_asked_of_the_hosts_servers(site: Site) -> None:
@@ -308,6 +296,17 @@ def test_what_is_taken_away_by_hand_comes_back(site: Site) -> None:
     site.serve("web", "--network", "bridge")
     subprocess.run(["nft", "delete", "table", "inet", bridge], check=True)
     assert site.call("web", 80, "--network", "bridge").endswith(" hi")
+    subprocess.run(["ip", "link", "delete", bridge], check=True)
+    assert site.call("web", 80, "--network", "bridge").endswith(" hi")  # who was in it is again
+    up = "echo up; exec sleep 1000"
+    site.sandbox.ok("run", "-d", "--name", "again", "--network", "bridge", "--restart", "always", "python", "sh", "-c", up)
+    subprocess.run(["ip", "link", "delete", bridge], check=True)
+    assert site.call("web", 80, "--network", "bridge").endswith(" hi")
+    with site.sandbox.going("logs", "-f", "again") as logs:
+        assert logs.stdout
+        assert logs.stdout.readline() == b"up\n"
+        os.kill(site.sandbox.json("inspect", "again")[0]["State"]["Pid"], signal.SIGKILL)
+        assert logs.stdout.readline() == b"up\n"  # into the bridge that is there now
 
 
 def test_a_killed_supervisor_leaves_no_address_and_no_port(site: Site) -> None:

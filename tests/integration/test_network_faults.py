@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -12,10 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from sandbox import Engine, RunOptions, SandboxError
 from sandbox.network_options import parse_allow_net
+from sandbox.runtime.init import places
 from sandbox.runtime.network.networks import bridge_prefix
+from sandbox.runtime.spec import Allowed, Endpoint
 from tests.support.host import requires
 from tests.support.killing import Killer, instrumented
 
@@ -34,6 +38,11 @@ with Engine(sys.argv[1]) as engine:
         options = RunOptions(rm=True, network='lab', network_alias=('many',), **(listed if number % 4 == 0 else {{}}))
         done = engine.run('busybox', ['true'], options=options)
         assert done.exit_code == 0, done
+        if number % 10 == 9:  # from one network into another
+            moving = engine.start('busybox', ['sleep', '1000'], options=RunOptions(network='lab', rm=True, **listed))
+            moving.connect('other')
+            moving.disconnect('lab')
+            moving.remove(force=True)
 """
 
 
@@ -62,7 +71,8 @@ def stays(root: Path) -> list[str]:
 def lab(engine: Engine, busybox_image: str) -> Iterator[Engine]:
     """An engine with busybox and a network."""
     assert busybox_image == "busybox"
-    engine.networks.create("lab")
+    engine.networks.create("lab", ipv6=True)
+    engine.networks.create("other", ipv6=True)
     yield engine
     engine.prune()
 
@@ -74,7 +84,7 @@ def test_what_is_there_meanwhile_is_seen(lab: Engine) -> None:
     container.start()
     found = remains(lab.root)
     assert len([line for line in found if "table" in line]) == 2
-    assert len(found) == 5, found
+    assert len(found) == 6, found  # a link, a lease, two senders, two lists
     container.remove(force=True)
     assert stays(lab.root) == []
 
@@ -85,7 +95,36 @@ def test_two_hundred_rounds_of_four_processes_leave_nothing(lab: Engine) -> None
     ended = [(person.communicate(timeout=300), person.returncode) for person in people]
     assert [code for _, code in ended] == [0] * PROCESSES, ended
     assert stays(lab.root) == []
-    assert lab.networks.members(lab.networks.find("lab")) == {}
+    assert [lab.networks.members(lab.networks.find(name)) for name in ("lab", "other")] == [{}, {}]
+
+
+def test_whoever_was_killed_while_connecting_leaves_nothing_when_the_container_has_ended(lab: Engine) -> None:
+    container = lab.start("busybox", ["sleep", "1000"], options=RunOptions(network="lab"))
+    listed = replace(container._record.spec, allow_net=(Allowed("", "10.0.0.0/8"),))
+    lab.networks.join(lab.networks.find("other"), listed, Endpoint("other"), "eth1")  # and no word to the supervisor
+    assert "other" in str(remains(lab.root))
+    container.remove(force=True)
+    assert lab.run("busybox", ["true"], options=RunOptions(rm=True, network="other")).ok
+    assert stays(lab.root) == []
+
+
+def test_a_next_run_is_not_taken_apart_by_the_one_before(lab: Engine) -> None:
+    """As when somebody starts it again before its last supervisor has given its places back."""
+    options = RunOptions(network="lab", allow_net=(parse_allow_net("10.0.0.0/8"),))
+    container = lab.start("busybox", ["sleep", "1000"], options=options)
+    (before,) = container._state.facts["network"]["places"]
+    state = lab.root / "containers" / container.id / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "status": "exited"}))
+    (again,) = [lab.networks.join(lab.networks.find("lab"), container._record.spec, Endpoint("lab"), "eth0", is_start=True)]
+    assert again["address"] == before["address"]
+    found = remains(lab.root)
+    places.forget(before)
+    assert remains(lab.root) == found
+    places.forget(again)
+    assert [line for line in remains(lab.root) if "table" in line or "elements" in line] == []
+    state.write_text(json.dumps({**json.loads(state.read_text()), "status": "running"}))
+    container.remove(force=True)
+    assert stays(lab.root) == []
 
 
 @pytest.fixture

@@ -130,6 +130,30 @@ def test_published_ports_lead_in_and_the_hosts_loopback_is_out_of_reach(say: Say
 
 
 @pytest.mark.parametrize("helper", HELPERS)
+def test_several_share_the_network_of_one(say: Say, ordinary_user: OrdinaryUser, helper: str) -> None:
+    port = _serve(say, ordinary_user, helper, "-p", "80")["80/tcp"]
+    try:
+        inside = ("run", "--rm", "--network", "container:web", "python", "python", "-c")
+        talk = "import socket; c=socket.create_connection(('127.0.0.1', 80), 9); c.sendall(b'hi'); print(c.recv(9), socket.gethostname())"
+        name = say("exec", "web", "hostname").stdout.strip() or json.loads(say("inspect", "web").stdout)[0]["Config"]["Hostname"]
+        assert say(*inside, talk).stdout == f"b'HI' {name}\n"
+        own = "import os; s=open('/proc/self/uid_map').read(); os.mkdir('/root/mine'); print(s.split()[:3], os.getuid())"
+        mapped = say("exec", "web", "cat", "/proc/self/uid_map").stdout.split()[:3]
+        assert say(*inside, own).stdout == f"{mapped} 0\n"
+        away = say(*inside, "import socket; print(socket.create_connection(('127.0.0.1', 81), 3))")
+        assert "ConnectionRefusedError" in away.stderr  # the twin
+        refused = say("run", "--rm", "--network", "container:web", "-p", "81", "python", "true")
+        assert (refused.returncode, "port publishing" in refused.stderr) == (125, True), refused.stderr
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as end:
+            end.sendall(b"still")
+            assert end.recv(99) == b"STILL"
+        changed = say("network", "connect", "bridge", "web")
+        assert (changed.returncode, "is in network bridge already" in changed.stderr) == (1, True), changed.stderr
+    finally:
+        say("rm", "-f", "web")
+
+
+@pytest.mark.parametrize("helper", HELPERS)
 def test_helper_and_ports_end_with_a_killed_supervisor(say: Say, ordinary_user: OrdinaryUser, helper: str) -> None:
     port = _serve(say, ordinary_user, helper, "-p", "80")["80/tcp"]
     try:

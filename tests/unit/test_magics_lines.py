@@ -52,7 +52,7 @@ def test_flags_end_at_the_image() -> None:
 def test_a_sandbox_is_locked_down_and_a_flag_wins_over_that() -> None:
     cell = parse_run(["-m", "1g", "img"], "", magic="%%sandbox")
     assert cell.locked
-    assert (cell.options.network, cell.options.read_only, cell.options.cap_drop) == ("none", True, ("ALL",))
+    assert (cell.options.networks, cell.options.read_only, cell.options.cap_drop) == (("none",), True, ("ALL",))
     assert (cell.options.memory, cell.options.pids_limit, cell.options.timeout, cell.options.tmpfs) == (1 << 30, 128, 60.0, ("/tmp",))
 
 

@@ -12,9 +12,11 @@ import pytest
 from sandbox.default_network import default_network
 from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound
 from sandbox.options import RunOptions, parse_publish
-from sandbox.runtime.network import networks
-from sandbox.runtime.network.networks import Networks, bridge_prefix, host_routes
+from sandbox.runtime.init import places
+from sandbox.runtime.network import subnets
+from sandbox.runtime.network.networks import Networks, bridge_prefix
 from sandbox.runtime.network.ports import owner_of
+from sandbox.runtime.network.subnets import has_ipv6, host_routes, host_routes6
 
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 eth0\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
@@ -34,9 +36,9 @@ def test_routes_of_the_host_are_read_but_for_the_default_one(tmp_path: Path) -> 
 
 
 def test_a_subnet_avoids_the_hosts_routes(made: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "host_routes", lambda: [ipaddress.IPv4Network("10.177.0.0/16"), ipaddress.IPv4Network("172.30.0.0/16")])
+    monkeypatch.setattr(subnets, "host_routes", lambda: [ipaddress.IPv4Network("10.177.0.0/16"), ipaddress.IPv4Network("172.30.0.0/16")])
     assert made.create("lab").addresses.subnet_of(ipaddress.IPv4Network("192.168.0.0/16"))
-    monkeypatch.setattr(networks, "host_routes", lambda: [ipaddress.IPv4Network("0.0.0.0/1"), ipaddress.IPv4Network("128.0.0.0/1")])
+    monkeypatch.setattr(subnets, "host_routes", lambda: [ipaddress.IPv4Network("0.0.0.0/1"), ipaddress.IPv4Network("128.0.0.0/1")])
     with pytest.raises(NetworkError, match="every range"):
         made.create("other")
 
@@ -58,14 +60,82 @@ def test_names_that_are_none(made: Networks, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("subnet", "gateway"),
-    [("10.1.1.0/30", None), ("10.1.1.1/24", None), ("x", None), ("10.1.1.0/24", "10.1.2.1"), ("10.1.1.0/24", "10.1.1.255")],
+    ("subnet", "gateway", "words"),
+    [
+        (("10.1.1.0/30",), (), "too small"),
+        (("10.1.1.1/24",), (), "host bits"),
+        (("x",), (), "does not appear"),
+        (("10.1.1.0/24",), ("10.1.2.1",), "not an address of"),
+        (("10.1.1.0/24",), ("10.1.1.255",), "not an address of"),
+        (("10.1.1.0/24",), ("x",), "not an IP address"),
+        (("10.1.1.0/24",), ("fd11::1",), "no such addresses"),
+        (("10.1.1.0/24", "10.1.2.0/24"), (), "one of IPv4"),
+        (("fd11::/121",), (), "too small"),
+        (("fd22:1::/64",), (), "in use here"),
+    ],
 )
-def test_subnets_and_gateways_that_are_none(made: Networks, subnet: str, gateway: str | None) -> None:
-    with pytest.raises(InvalidOption):
+def test_subnets_and_gateways_that_are_none(
+    made: Networks, monkeypatch: pytest.MonkeyPatch, subnet: tuple[str, ...], gateway: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setattr(subnets, "host_routes6", lambda: [ipaddress.IPv6Network("fd22::/16")])
+    with pytest.raises(InvalidOption, match=words):
         made.create("lab", subnet=subnet, gateway=gateway)
     with pytest.raises(NetworkNotFound):
         made.find("lab")
+
+
+ROUTES6 = """fd220000000000000000000000000000 40 {0} 00 {0} 00000100 00000001 00000000 00000001     eth0
+fe800000000000000000000000000000 40 {0} 00 {0} 00000100 00000002 00000000 00000001     eth0
+{0} 00 {0} 00 {0} ffffffff 00000001 00000000 00200200       lo
+""".format("0" * 32)
+
+
+def test_ipv6_is_there_when_the_machine_gets_out_by_it(tmp_path: Path) -> None:
+    table = tmp_path / "ipv6_route"
+    assert (has_ipv6(table), host_routes6(table)) == (False, [])  # a Linux without
+    table.write_text(ROUTES6)
+    assert (has_ipv6(table), [str(each) for each in host_routes6(table)]) == (False, ["fd22::/64"])
+    table.write_text(ROUTES6 + f"{'0' * 32} 00 {'0' * 32} 00 fd22{'0' * 27}1 00000400 00000003 00000000 00000003     eth0\n")
+    assert has_ipv6(table)
+
+
+def test_ipv6_comes_by_itself_when_asked_for_or_with_its_subnet(made: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subnets, "has_ipv6", lambda: True)
+    first, other = made.create("first"), made.create("other")
+    assert ipaddress.IPv6Network(first.subnet6).subnet_of(ipaddress.IPv6Network("fd00::/8"))
+    assert first.subnet6 != other.subnet6
+    assert first.gateway6 == str(ipaddress.IPv6Network(first.subnet6)[1])
+    assert made.create("without", ipv6=False).gateways.keys() == {4}
+    assert made.create("given", subnet=["10.213.44.0/24"]).gateways.keys() == {4}
+    monkeypatch.setattr(subnets, "has_ipv6", lambda: False)
+    assert made.create("plain").gateways.keys() == {4}
+    assert made.create("asked", subnet=["10.213.45.0/24"], ipv6=True).gateways.keys() == {4, 6}
+    own = made.create("own", subnet=["fd33:1::/64"], gateway=["fd33:1::ff"])
+    assert (own.subnet6, own.gateway6) == ("fd33:1::/64", "fd33:1::ff")
+
+
+PLACES = [
+    {"name": "inner", "end": "eth0", "gateways": [], "priority": 9},
+    {"name": "one", "end": "eth1", "gateways": ["10.0.1.1"], "priority": 0},
+    {"name": "two", "end": "eth2", "gateways": ["10.0.2.1", "fd02::1"], "priority": 0},
+    {"name": "six", "end": "eth3", "gateways": ["fd03::1"], "priority": 0},
+]
+
+
+def test_the_first_of_the_highest_priority_leads_out() -> None:
+    assert places.ways_out(PLACES) == [("eth1", "10.0.1.1"), ("eth2", "fd02::1")]
+    preferred = [*PLACES[:2], {**PLACES[2], "priority": 1}, PLACES[3]]
+    assert places.ways_out(preferred) == [("eth2", "10.0.2.1"), ("eth2", "fd02::1")]
+    assert places.ways_out(PLACES[:1]) == []
+
+
+def test_hosts_follow_the_networks_and_keep_what_others_wrote() -> None:
+    def place(address: str, address6: str = "") -> dict[str, str]:
+        return {"address": address, "address6": address6}
+
+    before, now = [place("10.0.1.2", "fd01::2"), place("10.0.2.2")], [place("10.0.2.2"), place("10.0.3.2")]
+    text = "127.0.0.1\tlocalhost\n::1\tlocalhost\n10.0.1.2\tme\nfd01::2\tme\n10.0.2.2\tme\n10.9.9.9\tmine\n"
+    assert places.renew_hosts(text, before, now, "me").splitlines()[2:] == ["10.0.2.2\tme", "10.0.3.2\tme", "10.9.9.9\tmine"]
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,10 @@ class Asked:
         self.client.connect(inside.getsockname())
         for end in (inside, connections, self.client):
             end.setblocking(False)
-        network = {"containers": str(place), "container": "own", "servers": servers}
-        self.resolver = resolver.Resolver((inside, connections), network, lambda: [str(place)], None)
+        self.servers = servers
+        own = {"lease": f"{place}/10.0.0.9", "internal": False}
+        network = {"containers": str(place), "container": "own", "servers": servers, "places": [own]}
+        self.resolver = resolver.Resolver((inside, connections), network, None)
         self._inside, self.ends = inside, {inside.fileno(), connections.fileno()}
 
     def ask(self, packet: bytes) -> bytes | None:
@@ -47,7 +49,8 @@ def question(name: str, kind: int = 1, *, number: int = 77, count: int = 1) -> b
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
     members = {"10.0.0.2": ("a", ["web", "www", "c0ffee"]), "10.0.0.3": ("b", ["web"]), "10.0.0.4": ("dead", ["gone"])}
     for address, (container, names) in members.items():
-        (tmp_path / address).write_text(json.dumps({"container": container, "names": names}))
+        (tmp_path / address).write_text(json.dumps({"container": container, "names": names, "address6": ""}))
+    (tmp_path / "10.0.0.6").write_text(json.dumps({"container": "c", "names": ["both"], "address6": "fd00::6"}))
     (tmp_path / "10.0.0.5").write_text('{"half')
     (tmp_path / "network.json").write_text("{}")
     monkeypatch.setattr(resolver.files, "is_locked", lambda directory: not directory.endswith("/dead"))
@@ -86,6 +89,21 @@ def test_an_address_has_a_name(asked: Asked) -> None:
     assert parts(answer) == (77, 0, 1)
     assert answer is not None
     assert answer.endswith(b"\3web\0")
+    reverse = ".".join(reversed(socket.inet_pton(socket.AF_INET6, "fd00::6").hex())) + ".ip6.arpa"
+    answer = asked.ask(question(reverse, 12))
+    assert answer is not None
+    assert answer.endswith(b"\4both\0")
+
+
+def test_an_ipv6_address_is_answered_where_there_is_one(asked: Asked) -> None:
+    answer = asked.ask(question("both", 28))
+    assert answer is not None
+    assert answer.endswith(socket.inet_pton(socket.AF_INET6, "fd00::6"))
+
+
+@pytest.mark.parametrize("name", ["arpa", "in-addr.arpa", "1.0.ip6.arpa", ".".join("g" * 32) + ".ip6.arpa", "web"])
+def test_what_is_no_address_has_no_name(asked: Asked, name: str) -> None:
+    assert parts(asked.ask(question(name, 12)))[2] == 0
 
 
 @pytest.mark.parametrize(
@@ -111,7 +129,7 @@ def test_more_questions_than_can_wait_forget_the_oldest(asked: Asked, monkeypatc
     with socket.socket(type=socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         monkeypatch.setattr(resolver, "PORT", server.getsockname()[1])
-        asked.resolver._servers = ["127.0.0.1"]
+        asked.servers.append("127.0.0.1")
         for _ in range(3):
             assert asked.ask(question("far.example")) is None
         fds = [fd for fd, _ in asked.resolver.interests() if fd not in asked.ends]

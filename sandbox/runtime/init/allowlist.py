@@ -37,13 +37,23 @@ class AllowList:
     """`facts`: its `tables`, the `names` as [pattern, port, protocols], the network's `subnets`. `told` hears what is denied, once."""
 
     def __init__(self, facts: Mapping[str, Any], told: Callable[[str], object]) -> None:
-        self._tables: Sequence[str] = facts["tables"]
+        self._tables: list[str] = list(facts["tables"])
         self._names: Sequence[tuple[str, int, Sequence[str]]] = facts["names"]
-        self._subnets: Sequence[str] = facts["subnets"]
+        self._subnets: list[str] = list(facts["subnets"])
         self._domains: Sequence[str] = facts["search"]
         self._until: dict[tuple[str, bytes], float] = {}
         self._denied: dict[str, None] = {}
         self._told = told
+
+    def enter(self, table: str, subnets: Sequence[str]) -> None:
+        """One more network holds it to the list."""
+        self._tables.append(table)
+        self._subnets += subnets
+
+    def leave(self, table: str, subnets: Sequence[str]) -> None:
+        """It is in that network no more."""
+        self._tables.remove(table)
+        self._subnets = [each for each in self._subnets if each not in subnets]
 
     def has(self, name: str) -> bool:
         """Whether it may be asked for."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 import socket
 
-from sandbox.runtime.init import allowlist, files, netlink, proxy, resolver
+from sandbox.runtime.init import allowlist, places, proxy, resolver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
+
+
+_LONGEST_HOSTS = 1 << 20
 
 
 class Failed(Exception):
@@ -34,37 +36,81 @@ def make(network: dict[str, Any], deny: Callable[[str], object]) -> Attachment:
 
 
 class Attachment:
-    """One container in one network. `network` is what `Networks.attached` gave; its `ports` say in the end which were taken. `deny`
-    hears of what its allow-list has not."""
+    """One container in its networks. `network` is what `Networks.attached` gave; its `ports` say in the end which were taken, its
+    `places` where it is now. `deny` hears of what its allow-list has not."""
 
     def __init__(self, network: dict[str, Any], deny: Callable[[str], object]) -> None:
         self.network = network
         self._allow = allowlist.AllowList(network["allow"], deny) if network["allow"] else None
         self._resolver: resolver.Resolver | None = None
+        self._listeners: list[socket.socket] = []
         self._proxy = 0
+        self._hosts = -1
 
-    def connect(self, pid: int, *, again: bool) -> None:
-        """One end of a new link goes into the network namespace of `pid`, the other into the bridge; it may send from its own address, and
-        what comes for its ports is passed on. Raises Failed."""
+    @property
+    def places(self) -> list[dict[str, Any]]:
+        """Where it is now."""
+        found: list[dict[str, Any]] = self.network["places"]
+        return found
+
+    def connect(self, pid: int) -> None:
+        """For each place one end of a new link goes into the network namespace of `pid`, the other into the bridge; it may send from its
+        own address, and what comes for its ports is passed on. Raises Failed."""
         self._publish()
-        name = ""
-        try:
-            for each in (self.network, *self.network["more"]):
-                name = each["name"]
-                plug_in(each, pid, again=again)
-        except OSError as err:
-            raise Failed(f"network {name}: {err.strerror}", step="network", errno=err.errno) from err
+        for each in self.places:
+            with _Named(each["name"]):
+                places.plug_in(each, pid)
 
     def enter(self, pid: int) -> None:
         """The user namespace of `pid` has its ids now; nothing waited for that. Raises Failed."""
 
     def serve_names(self, fds: Sequence[int]) -> None:
-        """Answer what is asked on these sockets, which init opened inside."""
-        ends = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
-        self._resolver = resolver.Resolver(ends, self.network, self._places, self._allow)
+        """Answer what is asked on the sockets, which init opened inside; the first descriptor is its /etc/hosts."""
+        hosts, *ends = fds
+        self._hosts = hosts
+        self._resolver = resolver.Resolver((socket.socket(fileno=ends[0]), socket.socket(fileno=ends[1])), self.network, self._allow)
 
-    def _places(self) -> list[str]:
-        return [os.path.dirname(each["lease"]) for each in (self.network, *self.network["more"])]
+    def change(self, wish: Mapping[str, Any], pid: int) -> None:
+        """While it runs: into one more network, or out of one. Raises Failed, and then nothing has changed."""
+        before = self.places[:1]
+        if wish["ask"] == "connect":
+            self._join(wish["place"], pid)
+        else:
+            self._part(wish["network"], pid)
+        if self._listeners and self.places[:1] != before:
+            self._pass_on()  # ports lead to its first address
+
+    def _join(self, place: dict[str, Any], pid: int) -> None:
+        if any(each["name"] == place["name"] for each in self.places):
+            raise Failed(f"network {place['name']}: the container is in it already")
+        with _Named(place["name"]):
+            places.plug_in(place, pid)
+            try:
+                places.set_up_inside(pid, place, [*self.places, place])
+            except OSError:
+                places.unplug(place)
+                raise
+        self.places.append(place)
+        if self._allow is not None:
+            self._allow.enter(place["table"], place["subnets"])
+
+    def _part(self, name: str, pid: int) -> None:
+        place = next((each for each in self.places if each["name"] == name), None)
+        if place is None:
+            raise Failed(f"network {name}: the container is not in it")
+        with _Named(name):
+            places.unplug(place)
+            self.places.remove(place)
+            places.forget(place)
+            places.route_inside(pid, self.places)
+        if self._allow is not None:
+            self._allow.leave(place["table"], place["subnets"])
+
+    def rewrite_hosts(self, renew: Callable[[str], str]) -> None:
+        """Its /etc/hosts, to which the program may have added lines of its own. OSError."""
+        text = renew(os.pread(self._hosts, _LONGEST_HOSTS, 0).decode(errors="surrogateescape")).encode(errors="surrogateescape")
+        os.pwrite(self._hosts, text, 0)
+        os.ftruncate(self._hosts, len(text))
 
     def denied(self) -> list[str]:
         """What it asked of its network and its allow-list has not."""
@@ -82,6 +128,12 @@ class Attachment:
 
     def unpublish(self) -> None:
         """Free the ports: they can be taken again when the container's end is told."""
+        self._stop_proxy()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+
+    def _stop_proxy(self) -> None:
         if self._proxy:
             os.kill(self._proxy, signal.SIGKILL)
             os.waitpid(self._proxy, 0)
@@ -92,81 +144,45 @@ class Attachment:
         if self._resolver is not None:
             self._resolver.close()
             self._resolver = None
+            os.close(self._hosts)
 
     def leave(self) -> None:
-        """Give the address back. The link went with the network namespace; what could send from it is forgotten."""
-        for each in (self.network, *self.network["more"]):
-            forget(each)
+        """Give the addresses back. The links went with the network namespace; what could send from them is forgotten."""
+        for each in self.places:
+            places.forget(each)
 
     def _publish(self, inside: Sequence[int] = ()) -> None:
-        ports = self.network["ports"]
-        listeners: list[socket.socket] = []
         try:
-            for port in ports:
-                listeners.append(_listen(port))
-            self.network["ports"] = [{**port, "host": end.getsockname()[1]} for port, end in zip(ports, listeners, strict=True)]
-            if listeners:
-                self._proxy = proxy.start(listeners, [(self.network["address"], port["container"]) for port in ports], inside)
-        finally:
-            for listener in listeners:
-                listener.close()
-
-
-def plug_in(place: Mapping[str, Any], pid: int, *, again: bool = False) -> None:
-    """A link between the bridge of a place (what `Networks` gave) and the network namespace of `pid`, and the right to send. OSError."""
-    with netlink.Netlink() as net:
-        if again:  # Linux may still be at taking the last one away
-            netlink.remove_link(net, place["link"])
-        netlink.add_veth(net, place["link"], place["index"], place["end"], pid, place["mac"])
-        if place["rate"]:
-            netlink.limit_rate(net, socket.if_nametoindex(place["link"]), place["rate"])
-    _change_owner(place, netlink.NEW_ELEMENT, netlink.CREATE)
-
-
-def forget(place: Mapping[str, Any]) -> None:
-    """Give the address back: what held it to its allow-list and rate, and what could send from it, is forgotten. The link goes with its
-    network namespace. That the network was taken away, or its rules flushed, is fine. Whoever starts a container may be at forgetting it
-    for us, and give the address to the next: networks.py's lock orders that."""
-    try:
-        lock = os.open(f"{os.path.dirname(place['lease'])}/../lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _unless_gone(_drop_tables, place)
-        _unless_gone(_drop_owner, place)
-        lease = files.read_json(place["lease"]) or {}
-        if lease.get("container") == place["owner"]:
-            files.remove_file(place["lease"])
-    finally:
-        os.close(lock)
-
-
-def _unless_gone(drop: Callable[[Mapping[str, Any]], None], place: Mapping[str, Any]) -> None:
-    try:
-        drop(place)
-    except OSError as err:
-        if err.errno != errno.ENOENT:
+            for port in self.network["ports"]:
+                self._listeners.append(_listen(port))
+            ends = zip(self.network["ports"], self._listeners, strict=True)
+            self.network["ports"] = [{**port, "host": end.getsockname()[1]} for port, end in ends]
+            if self._listeners:
+                self._pass_on(inside)
+        except BaseException:
+            self.unpublish()
             raise
 
-
-def _drop_owner(place: Mapping[str, Any]) -> None:
-    _change_owner(place, netlink.DEL_ELEMENT, 0)
-
-
-def _change_owner(place: Mapping[str, Any], kind: int, flags: int) -> None:
-    owner = netlink.owner_key(place["link"], place["mac"], place["address"])
-    element = netlink.element(place["bridge"], netlink.OWNERS, [owner], family=netlink.BRIDGE)
-    with netlink.Netlink(netlink.NETFILTER) as net:
-        net.transact([(kind, element, flags)])
+    def _pass_on(self, inside: Sequence[int] = ()) -> None:
+        """Anew, to where it is now: connections that were there end."""
+        self._stop_proxy()
+        if self.places:
+            address = self.places[0]["address"]
+            self._proxy = proxy.start(self._listeners, [(address, port["container"]) for port in self.network["ports"]], inside)
 
 
-def _drop_tables(place: Mapping[str, Any]) -> None:
-    """The rules that held it to its allow-list and its rate."""
-    if families := place["families"]:
-        table = netlink.text(1, place["table"])
-        with netlink.Netlink(netlink.NETFILTER) as net:
-            net.transact([(netlink.DEL_TABLE, netlink.nft_body(family, table), 0) for family in families])
+class _Named:
+    """What Linux refuses in this network is Failed."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, err: object, trace: object) -> None:
+        if isinstance(err, OSError):
+            raise Failed(f"network {self._name}: {err.strerror}", step="network", errno=err.errno) from err
 
 
 def _listen(port: dict[str, Any]) -> socket.socket:

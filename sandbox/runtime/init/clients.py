@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from sandbox.runtime.init.streams import Interest
 
+    Attach = Callable[["Client", Mapping[str, Any]], object]
+    Change = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
 _STREAMS = ("stdin", "stdout", "stderr")
 
 
@@ -77,7 +80,8 @@ class Client:
 
 
 class Door:
-    """Where others come to a container while it has a supervisor: to attach, or to say that the next end is the last."""
+    """Where others come to a container while it has a supervisor: to attach, to change its networks, or to say that the next end is
+    the last."""
 
     def __init__(self, directory: str) -> None:
         self._listener = control.listen(directory)
@@ -85,11 +89,11 @@ class Door:
         self.is_stopped = False
         """Somebody wants it stopped for good."""
 
-    def interests(self, attach: Callable[[Client, Mapping[str, Any]], object]) -> Iterator[Interest]:
-        """What to wait for; `attach` gets who asks for that, and with what words."""
+    def interests(self, attach: Attach, change: Change) -> Iterator[Interest]:
+        """What to wait for; `attach` gets who asks for that, and with what words; `change` a wish for another network."""
         yield self._listener.fileno(), select.POLLIN, self._open
         for visitor in self._visitors:
-            yield visitor.fileno(), select.POLLIN, functools.partial(self._hear, visitor, attach)
+            yield visitor.fileno(), select.POLLIN, functools.partial(self._hear, visitor, attach, change)
 
     def wait(self, seconds: float) -> None:
         """Between two runs: until somebody wants it stopped, or the time is over. Nobody can attach."""
@@ -97,7 +101,7 @@ class Door:
         while not self.is_stopped:
             poll = select.poll()
             watched = {}
-            for fd, events, ready in self.interests(_turn_away):
+            for fd, events, ready in self.interests(_turn_away, _refuse):
                 watched[fd] = ready
                 poll.register(fd, events)
             found = poll.poll(max(0.0, end - time.monotonic()) * 1000)
@@ -113,7 +117,7 @@ class Door:
             return
         self._visitors.add(visitor)
 
-    def _hear(self, visitor: socket.socket, attach: Callable[[Client, Mapping[str, Any]], object]) -> None:
+    def _hear(self, visitor: socket.socket, attach: Attach, change: Change) -> None:
         self._visitors.discard(visitor)
         message, fds = link.receive(visitor)
         if message is not None and message["ask"] == "attach":
@@ -122,6 +126,11 @@ class Door:
             return
         if message is not None and message["ask"] == "stop":
             self.is_stopped = True
+        if message is not None and message["ask"] in ("connect", "disconnect"):
+            try:
+                link.send(visitor, change(message))
+            except BrokenPipeError:
+                pass  # it did not wait
         for fd in fds:
             os.close(fd)
         visitor.close()
@@ -130,3 +139,7 @@ class Door:
 def _turn_away(client: Client, _: Mapping[str, Any]) -> None:
     client.tell({"event": "refused", "code": 125, "message": "is restarting: wait until it runs", "step": "attach", "errno": None})
     client.close()
+
+
+def _refuse(_: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"event": "refused", "message": "is restarting: wait until it runs", "errno": None}

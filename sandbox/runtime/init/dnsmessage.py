@@ -50,6 +50,17 @@ def read_question(data: bytes) -> Question | None:
     return Question(data, ".".join(labels), kind, at + 5) if family == _IN else None
 
 
+def address_of_arpa(name: str) -> str:
+    """The address whose name is asked for by `4.3.2.1.in-addr.arpa` (RFC 1035) or `1.0.….ip6.arpa` (RFC 3596); empty for what is none."""
+    labels = name.split(".")[::-1]
+    if labels[:2] == ["arpa", "in-addr"]:
+        return ".".join(labels[2:])
+    digits = "".join(labels[2:])
+    if labels[:2] != ["arpa", "ip6"] or len(digits) != 32 or not all(each in "0123456789abcdef" for each in digits):
+        return ""
+    return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
+
+
 def answer(question: Question, records: Sequence[tuple[int, bytes]] = (), *, code: int = 0, ttl: int = 1) -> bytes:
     """The answer of these (kind, data), all of the name that was asked for. `ttl`: seconds it may be remembered."""
     number, flags = struct.unpack_from(">HH", question.data)

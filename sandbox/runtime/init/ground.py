@@ -10,19 +10,19 @@ import os
 import select
 import signal
 
-from sandbox.runtime.init import cgroup, files, hostside, link, pid1
+from sandbox.runtime.init import cgroup, files, hostside, link, pid1, sharing
 from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.init.hostside import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from sandbox.runtime.init.title import Title
 
-KEYS = ("namespaces", "cgroup_namespace", "idmap", "cgroup", "oom_score_adj", "ulimits", "ground_steps", "stays_open")
+KEYS = ("namespaces", "shares", "cgroup_namespace", "idmap", "cgroup", "oom_score_adj", "ulimits", "ground_steps", "stays_open")
 """Of a plan, what its ground is made of; equal values: one ground suits both. `stays_open`: init does not begin before its orders, since an
 ordinary user's network helper cannot enter the namespaces of what is not dumpable."""
 
@@ -34,6 +34,7 @@ class Ground:
         """Make it; Refused when Linux did not let us, and nothing is left then."""
         self.facts = {key: facts[key] for key in KEYS}
         self.pid, self.pidfd, self.userns = 0, -1, -1
+        self._joined: list[int] = []
         self.link: socket.socket
         group = self.facts["cgroup"]
         if group:
@@ -48,10 +49,7 @@ class Ground:
         joins = [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in group["joins"] if path != group["slow_join"]] if group else []
         self.link, inner = link.pair()
         try:
-            self.pid = s.clone(hostside.flags_of(self.facts["namespaces"]), group["into"] if group else None)
-            if self.pid == 0:
-                shown.set("sandbox-init")
-                pid1.run(self.facts, inner, joins)
+            self.pid = self._clone(group["into"] if group else None, lambda: self._be_init(inner, joins, shown))
             self.pidfd = os.pidfd_open(self.pid)
         except OSError as err:
             raise _refused(f"clone: {err.strerror}", "clone", err) from err
@@ -61,12 +59,30 @@ class Ground:
                 os.close(fd)
         try:
             hostside.set_before_it_may_not(self.pid, self.facts)
-            if self.facts["idmap"]:
+            if self._joined:
+                self.userns = sharing.take_user_namespace(self._joined)
+            elif self.facts["idmap"]:
                 self.userns = hostside.map_ids(self.pid, self.facts["idmap"])
             if not self.facts["stays_open"]:
                 self._let_begin()
         except OSError as err:
             raise _refused(f"{err.filename or 'user namespace'}: {err.strerror}", "host_mounts", err) from err
+
+    def _clone(self, into: str | None, be_init: Callable[[], None]) -> int:
+        """Init's pid: in namespaces of its own, but for those of the container whose network it has, too."""
+        shared = sharing.KINDS if self.facts["shares"] else ()
+        flags = hostside.flags_of([name for name in self.facts["namespaces"] if name not in shared])
+        if self.facts["shares"]:
+            self._joined = sharing.open_namespaces(self.facts["shares"])
+            return sharing.clone_within(self._joined, flags, into, be_init)
+        pid = s.clone(flags, into)
+        if pid == 0:
+            be_init()
+        return pid
+
+    def _be_init(self, inner: socket.socket, joins: Sequence[int], shown: Title) -> None:
+        shown.set("sandbox-init")
+        pid1.run(self.facts, inner, joins)
 
     def _let_begin(self) -> None:
         link.send(self.link, {"mapped": True})
@@ -102,7 +118,7 @@ class Ground:
 
     def close(self) -> None:
         """Let go of its descriptors."""
-        for fd in (self.pidfd, self.userns):
+        for fd in (self.pidfd, self.userns, *self._joined):
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.userns = -1

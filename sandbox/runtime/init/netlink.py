@@ -6,6 +6,7 @@ big-endian in nf_tables.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 ROUTE, NETFILTER = 0, 12
 NESTED = 0x8000
-_REQUEST, _ACK, _DUMP, _EXCLUSIVE, _CREATE, _APPEND = 1, 4, 0x300, 0x200, 0x400, 0x800
+_REQUEST, _ACK, _DUMP, _REPLACE, _EXCLUSIVE, _CREATE, _APPEND = 1, 4, 0x300, 0x100, 0x200, 0x400, 0x800
 _ERROR, _DONE = 2, 3
 _NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _NEWQDISC = 16, 17, 20, 24, 36
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_PID, _IFLA_IFALIAS = 1, 3, 10, 18, 19, 20
@@ -181,12 +182,21 @@ def add_veth(net: Netlink, name: str, bridge: int, peer: str, pid: int, mac: str
     net.ask(_NEWLINK, _link(up=True) + text(_IFLA_IFNAME, name) + _number(_IFLA_MASTER, bridge) + info, _CREATE | _EXCLUSIVE)
 
 
+def put_into(net: Netlink, name: str, bridge: int) -> None:
+    """Make a link a port of the bridge; that there is no such link is fine."""
+    try:
+        net.ask(_NEWLINK, _link() + text(_IFLA_IFNAME, name) + _number(_IFLA_MASTER, bridge))
+    except OSError as err:
+        if err.errno != errno.ENODEV:
+            raise
+
+
 def remove_link(net: Netlink, name: str) -> None:
     """Remove a link, for a veth its peer too; already gone is fine."""
     try:
         net.ask(_DELLINK, _link() + text(_IFLA_IFNAME, name))
     except OSError as err:
-        if err.errno != 19:  # ENODEV
+        if err.errno != errno.ENODEV:
             raise
 
 
@@ -203,13 +213,15 @@ def add_address(net: Netlink, index: int, address: str, prefix: int) -> None:
     net.ask(_NEWADDR, struct.pack("BBBBI", family, prefix, flags, 0, index) + attribute(2, packed) + attribute(1, packed), _CREATE)
 
 
-def add_route(net: Netlink, index: int, gateway: str, target: str = "") -> None:
-    """What is for `target` (a subnet in CIDR form; else everything) goes to the gateway, which is on this link whatever its address."""
+def add_route(net: Netlink, index: int, gateway: str, target: str = "", *, replaces: bool = False) -> None:
+    """What is for `target` (a subnet in CIDR form; else everything) goes to the gateway, which is on this link whatever its address.
+    `replaces`: also where it went elsewhere."""
     family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
     address, _, prefix = target.partition("/")
     body = struct.pack("BBBBBBBBI", family, int(prefix or 0), 0, 0, _MAIN, _BOOT, 0, _UNICAST, 4)  # RTNH_F_ONLINK
     where = attribute(1, socket.inet_pton(family, address)) if address else b""
-    net.ask(_NEWROUTE, body + where + attribute(5, socket.inet_pton(family, gateway)) + _number(4, index), _CREATE)
+    way = attribute(5, socket.inet_pton(family, gateway)) + _number(4, index)
+    net.ask(_NEWROUTE, body + where + way, _CREATE | (_REPLACE if replaces else 0))
 
 
 def limit_rate(net: Netlink, index: int, bits: int) -> None:
@@ -224,16 +236,15 @@ def limit_rate(net: Netlink, index: int, bits: int) -> None:
     net.ask(_NEWQDISC, body + text(1, "tbf") + nested(2, *inner), _CREATE | _EXCLUSIVE)
 
 
-def configure(net: Netlink, name: str, *, address: str, prefix: int, subnet: str, gateway: str, router: str, rate: int) -> None:
-    """A container's end of its link: an address, and everything else through the `gateway`, if there is one. With `router`, also its
-    neighbours are reached through that. What leaves it keeps to the rate, in bits a second (0: none)."""
+def configure(net: Netlink, name: str, *, addresses: Sequence[tuple[str, int]], routes: Sequence[tuple[str, str]], rate: int) -> None:
+    """A container's end of its link: addresses with the lengths of their prefixes, and routes as (gateway, subnet; empty: everything else).
+    What leaves it keeps to the rate, in bits a second (0: none)."""
     index = socket.if_nametoindex(name)
-    add_address(net, index, address, 32 if router else prefix)
+    for address, prefix in addresses:
+        add_address(net, index, address, prefix)
     set_up(net, index)
-    if router:
-        add_route(net, index, router, subnet)
-    if gateway:
-        add_route(net, index, gateway)
+    for gateway, target in routes:
+        add_route(net, index, gateway, target)
     if rate:
         limit_rate(net, index, rate)
 
@@ -241,8 +252,8 @@ def configure(net: Netlink, name: str, *, address: str, prefix: int, subnet: str
 # nf_tables ----------------------------------------------------------------------------------------------------------------
 
 BRIDGE, INET = 7, 1
-OWNERS = "owners"
-"""The set of the bridge family that holds `owner_key`s."""
+OWNERS, OWNERS6 = "owners", "owners6"
+"""The sets of the bridge family that hold `owner_keys`."""
 NEW_TABLE, GET_TABLE, DEL_TABLE, NEW_CHAIN, GET_CHAIN, NEW_RULE, GET_RULE, DEL_RULE, NEW_SET, NEW_ELEMENT, GET_ELEMENT, DEL_ELEMENT = (
     0, 1, 2, 3, 4, 6, 7, 8, 9, 12, 13, 14,
 )  # fmt: skip
@@ -261,6 +272,11 @@ def element(table: str, name: str, keys: Sequence[bytes], *, family: int, timeou
     return nft_body(family, text(1, table), text(2, name), nested(3, *each))
 
 
-def owner_key(link: str, mac: str, address: str) -> bytes:
-    """What the anti-spoofing set holds: who may send from where."""
-    return link.encode().ljust(16, b"\0") + mac_bytes(mac) + b"\0\0" + socket.inet_aton(address)
+def owner_keys(link: str, mac: str, addresses: Sequence[str]) -> dict[str, list[bytes]]:
+    """What the anti-spoofing sets hold, by their names: who may send from where."""
+    found: dict[str, list[bytes]] = {}
+    for address in addresses:
+        name, family = (OWNERS6, socket.AF_INET6) if ":" in address else (OWNERS, socket.AF_INET)
+        key = link.encode().ljust(16, b"\0") + mac_bytes(mac) + b"\0\0" + socket.inet_pton(family, address)
+        found.setdefault(name, []).append(key)
+    return found

@@ -46,8 +46,8 @@ def run(facts: Mapping[str, Any], supervisor: socket.socket, joins: Sequence[int
         try:
             steps.perform(plan["steps"], setup)
         finally:
-            link.send(supervisor, {"event": "ready", "stubs": setup.stubs}, setup.resolver)
-            for fd in setup.resolver:
+            link.send(supervisor, {"event": "ready", "stubs": setup.stubs}, setup.handed)
+            for fd in setup.handed:
                 os.close(fd)
         code = serve_program(plan, supervisor, stdio)
     except steps.StepError as err:

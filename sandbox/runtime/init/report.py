@@ -41,6 +41,7 @@ def running_state(container: supervisor.Container) -> dict[str, Any]:
         "cgroup": group,
         "health": container.health.state if container.health else None,
         "network": container.plan["network"],
+        "shares": {name: container.plan[name] for name in ("idmap", "texts")},
     }
 
 

@@ -59,21 +59,13 @@ class _PassedOn:
 
 
 class Resolver:
-    """Serves one container. `ends`: the sockets inside, for datagrams and for connections; `places`: where the leases of its networks
-    are, at this moment; `containers`: whose directories tell who lives; `servers`: who is asked what nobody here can answer."""
+    """Serves one container. `ends`: the sockets inside, for datagrams and for connections. Of its `network`: `places` are where it is
+    at this moment, `containers` has the directories that tell who lives, `servers` are asked what nobody here can answer, unless no
+    network of its leads out."""
 
-    def __init__(
-        self,
-        ends: tuple[socket.socket, socket.socket],
-        network: Mapping[str, Any],
-        places: Callable[[], Sequence[str]],
-        allow: AllowList | None,
-    ) -> None:
+    def __init__(self, ends: tuple[socket.socket, socket.socket], network: Mapping[str, Any], allow: AllowList | None) -> None:
         self._datagrams, self._connections = ends
-        self._places = places
-        self._containers = network["containers"]
-        self._own: str = network["container"]
-        self._servers: Sequence[str] = network["servers"]
+        self._network = network
         self._allow = allow
         self._waiting: dict[int, _PassedOn] = {}
         self._streams: dict[int, tuple[socket.socket, bytes]] = {}
@@ -183,9 +175,8 @@ class Resolver:
 
     def _own_answer(self, question: dns.Question) -> bytes | None:
         """For a name of one of its networks, also when it has no such record; None for all others."""
-        if question.kind == dns.PTR and question.name.endswith(".in-addr.arpa"):
-            address = ".".join(reversed(question.name.removesuffix(".in-addr.arpa").split(".")))
-            names = [lease["names"][0] for found, lease in self._members() if found == address]
+        if question.kind == dns.PTR and (address := dns.address_of_arpa(question.name)):
+            names = [lease["names"][0] for found, lease in self._members() if address in (found, lease.get("address6"))]
             return dns.answer(question, [(dns.PTR, dns.encode_name(each)) for each in names]) if names else None
         members = [(address, lease) for address, lease in self._members() if question.name in (each.lower() for each in lease["names"])]
         if not members:
@@ -195,13 +186,13 @@ class Resolver:
             dns.AAAA: [lease.get("address6") for _, lease in members],
         }
         records = [socket.inet_pton(dns.FAMILIES[question.kind], each) for each in texts.get(question.kind, ()) if each]
-        if self._allow is not None and any(lease["container"] != self._own for _, lease in members):
+        if self._allow is not None and any(lease["container"] != self._network["container"] for _, lease in members):
             return self._let_through(question, records, ttl=1)
         return dns.answer(question, [(question.kind, each) for each in records])
 
     def _members(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Of all its networks: address and lease."""
-        for place in self._places():
+        for place in [os.path.dirname(each["lease"]) for each in self._network["places"]]:
             for address in os.listdir(place) if os.path.isdir(place) else ():
                 if not address[0].isdigit():
                     continue
@@ -210,7 +201,7 @@ class Resolver:
                         lease = json.load(file)
                 except (FileNotFoundError, ValueError):
                     continue  # given back just now
-                if files.is_locked(f"{self._containers}/{lease['container']}"):
+                if files.is_locked(f"{self._network['containers']}/{lease['container']}"):
                     yield address, lease
 
     def _limited(self, question: dns.Question) -> bytes | None:
@@ -238,7 +229,7 @@ class Resolver:
 
     def _pass_on(self, question: dns.Question, reply: Reply, *, is_stream: bool) -> None:
         self._forget_late()
-        for server in self._servers:
+        for server in self._network["servers"] if not all(each["internal"] for each in self._network["places"]) else ():
             kind = socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM
             upstream = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, kind | _NEW)
             try:

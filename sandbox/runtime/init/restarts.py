@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from sandbox.runtime.init import places
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from sandbox.runtime.init import clients
@@ -35,3 +37,15 @@ class Restarts:
         """Wait so long for somebody who wants it stopped; whether somebody does."""
         self._door.wait(seconds)
         return self._door.is_stopped
+
+
+def in_other_networks(plan: Mapping[str, Any], now: Sequence[places.Place], renew: Callable[[str], str]) -> dict[str, Any]:
+    """What of the plan of the next run is different when it is in these places; `renew` changes its /etc/hosts."""
+    texts = {**plan["texts"], "hosts": renew(plan["texts"]["hosts"])}
+    renewed = {"configure_links": {"links": places.links(now)}}
+    steps = []
+    for name, arguments in plan["steps"]:
+        if name == "write_file" and arguments["name"] == "hosts":
+            arguments = {**arguments, "text": texts["hosts"]}
+        steps.append([name, renewed.get(name, arguments)])
+    return {"steps": steps, "texts": texts}

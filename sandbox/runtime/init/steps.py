@@ -27,13 +27,14 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
 class Setup:
-    """What the steps share: detached mounts by name, the mount points they had to create (`stubs`), the name server's socket."""
+    """What the steps share: detached mounts by name, the mount points they had to create (`stubs`), and what the supervisor serves
+    from outside (`handed`): /etc/hosts and the name server's sockets."""
 
     def __init__(self) -> None:
         self.mounts: dict[str, int] = {}
         self.stubs: list[str] = []
         self.root_device = -1
-        self.resolver: list[int] = []
+        self.handed: list[int] = []
 
 
 class StepError(Exception):
@@ -79,10 +80,17 @@ def make_directory(setup: Setup, path: str) -> None:
 
 
 def write_file(
-    setup: Setup, path: str, text: str, name: str, mode: int = 0o644, owner: Sequence[int] = (0, 0), read_only: bool = False
+    setup: Setup,
+    path: str,
+    text: str,
+    name: str,
+    mode: int = 0o644,
+    owner: Sequence[int] = (0, 0),
+    read_only: bool = False,
+    is_handed: bool = False,
 ) -> None:
     """A generated file on the staging tmpfs, kept as detached mount `name` for `attach`. `text` may carry any bytes
-    (surrogateescape)."""
+    (surrogateescape). `is_handed`: the supervisor goes on writing it."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
@@ -90,6 +98,8 @@ def write_file(
         if tuple(owner) != (0, 0):
             os.fchown(fd, *owner)
         os.fchmod(fd, mode)
+    if is_handed:
+        setup.handed.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     setup.mounts[name] = s.open_tree(path)
     if read_only:
         s.mount_setattr(setup.mounts[name], attr_set=s.MOUNT_ATTR_RDONLY)
@@ -259,10 +269,17 @@ def loopback_up(setup: Setup) -> None:
         fcntl.ioctl(link, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
 
 
-def configure_link(setup: Setup, end: str, address: str, prefix: int, subnet: str, gateway: str, router: str, rate: int) -> None:
-    """The link to a network, which the supervisor put here."""
+def configure_links(setup: Setup, links: Sequence[Mapping[str, Any]]) -> None:
+    """The links to its networks, which the supervisor put here."""
     with netlink.Netlink() as net:
-        netlink.configure(net, end, address=address, prefix=prefix, subnet=subnet, gateway=gateway, router=router, rate=rate)
+        for link in links:
+            netlink.configure(net, **link)
+
+
+def make_rules(setup: Setup, requests: Sequence[tuple[int, str, int]]) -> None:
+    """nf_tables rules of the container's own network namespace, as kind, body (in hex) and flags."""
+    with netlink.Netlink(netlink.NETFILTER) as net:
+        net.transact([(kind, bytes.fromhex(body), flags) for kind, body, flags in requests])
 
 
 def open_resolver(setup: Setup, address: str, port: int) -> None:
@@ -272,13 +289,13 @@ def open_resolver(setup: Setup, address: str, port: int) -> None:
         end.bind((address, port))
         if kind == socket.SOCK_STREAM:
             end.listen(16)
-        setup.resolver.append(end.detach())
+        setup.handed.append(end.detach())
 
 
 STEPS: dict[str, Callable[..., None]] = {
     step.__name__: step
     for step in (
         isolate_mounts, mount_staging, make_directory, write_file, attach_store, mount_overlay, detach_new, detach_bind, enter_root,
-        attach, symlink, mask, protect, protect_root, set_sysctl, set_hostname, loopback_up, configure_link, open_resolver,
+        attach, symlink, mask, protect, protect_root, set_sysctl, set_hostname, loopback_up, configure_links, make_rules, open_resolver,
     )
 }  # fmt: skip

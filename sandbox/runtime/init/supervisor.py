@@ -25,6 +25,7 @@ from sandbox.runtime.init import (
     meter,
     output,
     pid1,
+    places,
     program,
     report,
     restarts,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 _MUCH = 1 << 20
 """Bytes written from which on a container's files are deleted before its end is told."""
+_HANDED = 3
+"""/etc/hosts, and the two sockets of the name server."""
 _AFTER_TERM = 2.0
 """Seconds between SIGTERM and SIGKILL when time is up."""
 
@@ -74,7 +77,6 @@ class Container:
         self.written = _MUCH
         self.grave = ""
         self.health: health.Health | None = None
-        self.is_again = False
         self.is_over = False
         self.attachment = attachment.make(plan["network"], self._deny) if plan.get("network") else None
 
@@ -114,7 +116,7 @@ class Container:
         if self.attachment is None:
             return
         try:
-            self.attachment.connect(self.pid, again=self.is_again)
+            self.attachment.connect(self.pid)
             self.attachment.enter(self.pid)
         except attachment.Failed as err:
             raise Refused({"event": "refused", "code": 125, **err.facts}) from err
@@ -147,8 +149,11 @@ class Container:
                 raise Refused(message)
             if message["event"] == "ready":
                 self.stubs = message["stubs"]
-                if fds and self.attachment:
+                if len(fds) == _HANDED and self.attachment:
                     self.attachment.serve_names(fds)
+                else:  # it got no further: why comes next
+                    for fd in fds:
+                        os.close(fd)
                 self.started = time.time()
                 # While the program starts; should it not, its end is recorded over this.
                 report.record(self.plan, report.running_state(self))
@@ -199,7 +204,7 @@ class Container:
             names = ((fd, events, functools.partial(self.attachment.serve, fd)) for fd, events in self.attachment.interests())
         for fd in watched:
             poll.register(fd, select.POLLIN)
-        at_the_door = self.door.interests(self._attach) if self.door else ()
+        at_the_door = self.door.interests(self._attach, self._change_network) if self.door else ()
         for fd, events, ready in (*self.output.interests(self._detach), *at_the_door, *names):
             watched[fd] = ready
             poll.register(fd, events)
@@ -251,6 +256,27 @@ class Container:
             self.output.resize(*message["window"])
         if not client.tell({"event": "started", "pid": self.pid, "stdin": can_type}):
             self.dismiss(client)
+
+    def _change_network(self, wish: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Somebody wants it in one more network, or out of one: what that came to."""
+        if self.attachment is None:
+            return {"event": "refused", "message": "was started without a network", "errno": None}
+        before = list(self.attachment.places)
+        try:
+            self.attachment.change(wish, self.pid)
+        except attachment.Failed as err:
+            return {"event": "refused", **err.facts}
+        hostname = self.plan["texts"]["hostname"].strip()
+        renew = functools.partial(places.renew_hosts, before=before, now=self.attachment.places, hostname=hostname)
+        self.plan.update(restarts.in_other_networks(self.plan, self.attachment.places, renew))
+        os.close(self.orders)
+        self.orders = link.write_plan(self.plan)
+        try:
+            self.attachment.rewrite_hosts(renew)
+        except OSError as err:  # its memory is full: the rest has changed
+            report.note(self.plan, "hosts", error=err.strerror)
+        report.record(self.plan, report.running_state(self))
+        return {"event": "changed"}
 
     def _detach(self, client: clients.Client) -> None:
         """It wants to leave: the program goes on without it."""
@@ -403,7 +429,8 @@ def run(orders: int, client: socket.socket, stdio: Sequence[int], shown: title.T
     lock = os.open(plan["directory"] + "/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
     is_restarted = plan["restart"][0] != "no"
-    door = clients.Door(plan["directory"]) if is_restarted or (plan["record"] and output.is_shared(plan)) else None
+    has_door = is_restarted or (plan["record"] and (output.is_shared(plan) or plan.get("network")))
+    door = clients.Door(plan["directory"]) if has_door else None
     again = restarts.Restarts(plan, door) if door and is_restarted else None
     container = Container(plan, client, stdio, shown, orders)
     container.door = door
@@ -434,12 +461,11 @@ def run(orders: int, client: socket.socket, stdio: Sequence[int], shown: title.T
 
 def _next_run(before: Container) -> Container:
     """The container of the next run: nobody is attached to it any more."""
-    plan = {**before.plan, "detach": True}
+    plan: dict[str, Any] = {**before.plan, "detach": True}
     for client in before.clients:
         client.close()
     before.close()
     again = Container(plan, None, [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)], before.title, before.orders)
-    again.is_again = True
     again.door = before.door
     return again
 

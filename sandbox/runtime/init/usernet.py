@@ -34,7 +34,7 @@ class UserAttachment(attachment.Attachment):
         self._guard = 0
         self._helper = -1
 
-    def connect(self, pid: int, *, again: bool) -> None:
+    def connect(self, pid: int) -> None:
         """Nothing yet: the helper needs the container's user ids."""
 
     def enter(self, pid: int) -> None:
@@ -45,7 +45,7 @@ class UserAttachment(attachment.Attachment):
             self._publish(inside)
             self._start(pid)
         except OSError as err:
-            raise attachment.Failed(f"network {self.network['name']}: {err.strerror}", step="network", errno=err.errno) from err
+            raise attachment.Failed(f"network {self.places[0]['name']}: {err.strerror}", step="network", errno=err.errno) from err
         finally:
             for fd in inside:
                 os.close(fd)
@@ -64,6 +64,11 @@ class UserAttachment(attachment.Attachment):
     def leave(self) -> None:
         """Nothing was reserved."""
 
+    def change(self, wish: Mapping[str, Any], pid: int) -> None:
+        """Failed: there is one network, and it is its own."""
+        del wish, pid  # whatever it is
+        raise attachment.Failed("an ordinary user's container has one network, its own")
+
     def _start(self, pid: int) -> None:
         said, say = os.pipe()
         parent = os.getpid()
@@ -79,7 +84,7 @@ class UserAttachment(attachment.Attachment):
         with os.fdopen(said, "rb") as file:
             report = json.loads(file.read() or b'{"problem": "its guard ended"}')
         if "pid" not in report:
-            raise attachment.Failed(f"network {self.network['name']}: {report['problem']}", step="network", errno=None)
+            raise attachment.Failed(f"network {self.places[0]['name']}: {report['problem']}", step="network", errno=None)
         self._helper = os.pidfd_open(report["pid"])
 
 

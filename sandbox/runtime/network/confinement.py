@@ -20,6 +20,8 @@ from sandbox.runtime.spec import Allowed
 _PROTOCOLS = {"tcp": t.TCP, "udp": t.UDP}
 _BEFORE_OTHERS, _AFTER_HONESTY = -10, -290
 _MOST_DENIED = 128
+_ECHO_REPLY = b"\x81"
+"""The last type of ICMPv6 before those of multicast listeners and of neighbour discovery (RFC 4861), which stay on the link."""
 _SYN_ACK, _SYN = b"\x12", b"\x02"
 _SLACK = 10
 """The container's own queue keeps to the rate; what is a tenth more than that comes from where somebody took the queue away."""
@@ -63,9 +65,13 @@ def remove(table: str) -> None:
 
 def _through_host(confined: Confined) -> Iterator[t.Request]:
     """ARP and neighbour discovery aside, its frames go to the bridge itself."""
+    from_it = t.named(t.IIFNAME, confined.link)
     elsewhere = t.payload(t.LINK, 0, 6) + t.compare(n.mac_bytes(confined.bridge_mac), t.NOT)
-    is_ip = t.payload(t.LINK, 12, 2) + t.compare(t.ETHER_IP)
-    yield t.rule(n.BRIDGE, confined.table, "enter", t.named(t.IIFNAME, confined.link), is_ip, elsewhere, t.verdict(t.DROP))
+    protocol, inner = t.payload(t.LINK, 12, 2), t.meta(t.L4PROTO)
+    discovery = t.payload(t.TRANSPORT, 0, 1) + t.compare(_ECHO_REPLY, t.AT_MOST)  # what comes after it asks and tells who is where
+    ipv4, ipv6 = protocol + t.compare(t.ETHER_IP), protocol + t.compare(t.ETHER_IP6)
+    for kind in (ipv4, ipv6 + inner + t.compare(t.ICMP6, t.NOT), ipv6 + inner + t.compare(t.ICMP6) + discovery):
+        yield t.rule(n.BRIDGE, confined.table, "enter", from_it, kind, elsewhere, t.verdict(t.DROP))
 
 
 def _list(confined: Confined) -> Iterator[t.Request]:
@@ -81,6 +87,9 @@ def _list(confined: Confined) -> Iterator[t.Request]:
     yield t.chain(n.INET, table, "list")
     for hook, name in ((t.INPUT, "input"), (t.FORWARD, "forward")):
         yield t.chain(n.INET, table, name, "filter", hook, _BEFORE_OTHERS)
+    if 6 in versions:  # to this machine alone: passed on it could carry anything
+        discovery = t.payload(t.TRANSPORT, 0, 1) + t.compare(_ECHO_REPLY, t.ABOVE)
+        yield t.rule(n.INET, table, "input", t.is_version(6), t.meta(t.L4PROTO), t.compare(t.ICMP6), discovery, t.verdict(t.ACCEPT))
     for address in confined.addresses:
         ip = ipaddress.ip_address(address)
         own = t.named(t.IIFNAME, confined.bridge) + t.is_version(ip.version) + t.source(ip.version) + t.compare(ip.packed)

@@ -9,16 +9,32 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 from sandbox.runtime.init import netlink as n
 from sandbox.runtime.network import nftables as t
 
-_IP = 2
-_FAMILIES = (n.INET, _IP)
+_IP, _IP6 = 2, 10
+_FAMILIES = (n.INET, _IP, _IP6)
 _TABLE, _CHAIN_NAME, _HOOK, _POLICY, _TYPE = 1, 3, 4, 5, 7
 _RULE_CHAIN, _RULE_HANDLE, _RULE_DATA = 2, 3, 7
 _COMMENT = 0
 _OURS = "sbx"
+
+
+_SETTINGS = Path("/proc/sys/net")
+
+
+def switch_on(version: int) -> None:
+    """Let this machine pass packets of this version of IP on. A machine that does so takes no router's word on its own IPv6 addresses any
+    more, unless it is told to (accept_ra 2, ip-sysctl.rst): links that did still do. OSError."""
+    switch = _SETTINGS / ("ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding")
+    if switch.read_text().strip() != "0":
+        return
+    for accepts in (_SETTINGS / "ipv6/conf").glob("*/accept_ra") if version == 6 else ():
+        if accepts.read_text().strip() == "1":
+            accepts.write_text("2\n")
+    switch.write_text("1\n")
 
 
 def dropping() -> list[tuple[int, str, str]]:

@@ -22,28 +22,27 @@ import msgspec
 from msgspec.structs import asdict
 
 from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound, WrongState
-from sandbox.runtime.init import attachment, journal
+from sandbox.runtime.init import files, journal, places
 from sandbox.runtime.init import netlink as n
-from sandbox.runtime.network import confinement, forwarding, rules
-from sandbox.runtime.network.leases import Lease, Leases, mac_of, new_lease
+from sandbox.runtime.network import confinement, forwarding, rules, subnets
+from sandbox.runtime.network.leases import Lease, Leases, link_local_of, mac_of, new_lease
 from sandbox.runtime.spec import ContainerSpec, Endpoint
 
 DEFAULT = "bridge"
 _RESERVED = ("none", "host", "default", "container")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
-_POOLS = tuple(ipaddress.IPv4Network(text) for text in ("10.177.0.0/16", "172.30.0.0/16", "192.168.0.0/16"))
-_PREFIX = 24
-_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """One network. `bridge`: its link on the host; `subnet` in CIDR form, `gateway` the bridge's own address; an `internal` one has
-    no way out; `created` in seconds since 1970."""
+    """One network. `bridge`: its link on the host; `subnet` in CIDR form, `gateway` the bridge's own address, both also of IPv6 where it
+    has that; an `internal` one has no way out; `created` in seconds since 1970."""
 
     name: str
     bridge: str
     subnet: str
     gateway: str
+    subnet6: str = ""
+    gateway6: str = ""
     internal: bool = False
     labels: dict[str, str] = {}
     created: float = 0.0
@@ -52,6 +51,16 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     def addresses(self) -> ipaddress.IPv4Network:
         """The subnet."""
         return ipaddress.IPv4Network(self.subnet)
+
+    @property
+    def subnets(self) -> dict[int, subnets.IPv4 | subnets.IPv6]:
+        """By version of IP."""
+        return {4: self.addresses, **({6: ipaddress.IPv6Network(self.subnet6)} if self.subnet6 else {})}
+
+    @property
+    def gateways(self) -> dict[int, str]:
+        """The bridge's own addresses, by version of IP."""
+        return {4: self.gateway, **({6: self.gateway6} if self.subnet6 else {})}
 
 
 class Networks:
@@ -79,9 +88,9 @@ class Networks:
             self.create(DEFAULT)
         return msgspec.json.decode(self._file(name).read_bytes(), type=Network)
 
-    def members(self, network: Network) -> dict[str, str]:
-        """Container id → address, of those that live."""
-        return {lease.container: address for address, lease in self._leases(network).held()}
+    def members(self, network: Network) -> dict[str, tuple[str, Lease]]:
+        """Container id → address and lease, of those that live."""
+        return {lease.container: (address, lease) for address, lease in self._leases(network).held()}
 
     # changes
 
@@ -89,35 +98,50 @@ class Networks:
         self,
         name: str,
         *,
-        subnet: str | None = None,
-        gateway: str | None = None,
+        subnet: Sequence[str] = (),
+        gateway: Sequence[str] = (),
+        ipv6: bool | None = None,
         internal: bool = False,
         labels: dict[str, str] | None = None,
     ) -> Network:
-        """A new network; nothing is made on the host before somebody joins. NetworkError, InvalidOption."""
+        """A new network; nothing is made on the host before somebody joins. `subnet` and `gateway`: at most one of IPv4 and of IPv6 each;
+        `ipv6` None: as far as this machine has it, or a subnet says so. NetworkError, InvalidOption."""
         if not _NAME.fullmatch(name) or name in _RESERVED:
             raise InvalidOption(f"network {name!r}: not a name for a network")
         with self._locked():
             if self._file(name).exists():
                 raise NetworkError(f"network {name}: there is one already")
-            addresses = self._checked(subnet) if subnet else self._free_subnet(name)
-            own = _gateway(addresses, gateway)
+            ranges = self._ranges(name, subnet, ipv6)
+            own = subnets.gateways(ranges.values(), gateway)
             network = Network(
                 name=name,
                 bridge=self._bridge_name(name),
-                subnet=str(addresses),
-                gateway=str(own),
+                subnet=str(ranges[4]),
+                gateway=own[4],
+                subnet6=str(ranges.get(6, "")),
+                gateway6=own.get(6, ""),
                 internal=internal,
                 labels=labels or {},
                 created=time.time(),
             )
-            place = self._place(name)
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._place(name).mkdir(mode=0o700, parents=True, exist_ok=True)
             fresh = self._file(name).with_suffix(".new")
             fresh.write_bytes(msgspec.json.encode(network))
             fresh.rename(self._file(name))
         journal.note(str(self._root), "network", "create", name)
         return network
+
+    def _ranges(self, name: str, texts: Sequence[str], ipv6: bool | None) -> dict[int, subnets.IPv4 | subnets.IPv6]:
+        used = [subnet for network in self.all() for subnet in network.subnets.values()]
+        given = subnets.chosen(texts, used)
+        wants6 = (subnets.has_ipv6() and not given) if ipv6 is None else ipv6
+        if ipv6 is False and 6 in given:
+            raise InvalidOption(f"--subnet {given[6]}: contradicts --no-ipv6")
+        if 4 not in given:
+            given[4] = subnets.free(f"{self._root}\0{name}", (each for each in used if each.version == 4))
+        if wants6 and 6 not in given:
+            given[6] = subnets.free6(str(self._root), name, (each for each in used if each.version == 6))
+        return given
 
     def remove(self, name: str) -> None:
         """Take a network away, from the host too; WrongState while containers are in it."""
@@ -151,45 +175,42 @@ class Networks:
 
         NetworkNotFound; NetworkError when no address is left or Linux refuses the bridge; InvalidOption.
         """
-        endpoints = (Endpoint(spec.network, spec.address, spec.mac, spec.names), *spec.more_networks)
-        networks = [self.find(endpoint.network) for endpoint in endpoints]
+        networks = [self.find(endpoint.network) for endpoint in spec.places]
         with contextlib.ExitStack() as undo:
-            places = []
-            for number, (network, endpoint) in enumerate(zip(networks, endpoints, strict=True)):
-                places.append(self.join(network, spec, endpoint, f"eth{number}", has_default=not number))
-                undo.callback(attachment.forget, places[-1])
-            yield self._facts(spec, networks, places, servers)
+            joined = []
+            for number, (network, endpoint) in enumerate(zip(networks, spec.places, strict=True)):
+                joined.append(self.join(network, spec, endpoint, f"eth{number}", is_start=True))
+                undo.callback(places.forget, joined[-1])
+            yield self._facts(spec, joined, servers)
             undo.pop_all()
 
-    def _facts(
-        self, spec: ContainerSpec, networks: Sequence[Network], places: Sequence[dict[str, Any]], servers: Sequence[str]
-    ) -> dict[str, Any]:
-        """The first place, and what is the container's as a whole."""
+    def _facts(self, spec: ContainerSpec, joined: Sequence[dict[str, Any]], servers: Sequence[str]) -> dict[str, Any]:
+        """Its places, and what is the container's as a whole."""
         allow = {
-            "tables": [place["table"] for place in places],
+            "tables": [place["table"] for place in joined],
             "names": [[each.name, each.port, each.protocols] for each in spec.allow_net if each.name],
-            "subnets": [network.subnet for network in networks],
+            "subnets": [subnet for place in joined for subnet in place["subnets"]],
             "search": spec.dns_search,
         }
         return {
-            **places[0],
-            "more": places[1:],
+            "places": joined,
             "container": spec.id,
             "containers": str(self._root / "containers"),
-            "servers": [] if all(network.internal for network in networks) else list(servers),
+            "servers": list(servers),
             "ports": [asdict(port) for port in spec.ports],
             "allow": allow if spec.allow_net else None,
         }
 
-    def join(self, network: Network, spec: ContainerSpec, endpoint: Endpoint, end: str, *, has_default: bool) -> dict[str, Any]:
-        """A place in a network for the container's link `end`, with its rules; `attachment.forget` gives it back. NetworkError,
-        InvalidOption."""
+    def join(self, network: Network, spec: ContainerSpec, endpoint: Endpoint, end: str, *, is_start: bool = False) -> dict[str, Any]:
+        """A place in a network for the container's link `end`, with its rules; `places.forget` gives it back. At a start, what its last run
+        may be about to give back is taken from it. NetworkError, InvalidOption."""
         names = tuple(dict.fromkeys((*endpoint.names, spec.hostname, spec.id[:12])))
         lease = new_lease(spec.id, names, end=end, allowed=spec.allow_net, rate=spec.network_rate)
         with self._locked():
             try:
-                index = self._set_up(network)
+                self._set_up(network)
                 self._sweep(network)
+                self._check_former(network, spec.id, is_start=is_start)
                 address, lease = self._leases(network).take(endpoint, lease)
                 confined = self._confined(network, address, lease)
                 if confined.rate or confined.allowed:
@@ -197,40 +218,62 @@ class Networks:
             except OSError as err:
                 hint = "`sandbox doctor` says what is missing; --network none does without"
                 raise NetworkError(f"network {network.name}: {err.strerror}", hint=hint) from err
-        is_listed = bool(lease.allowed)
         return {
-            "name": network.name, "bridge": network.bridge, "index": index, "link": confined.link, "end": end, "mac": lease.mac,
-            "owner": lease.container,
-            "address": address, "prefix": network.addresses.prefixlen, "subnet": network.subnet,
-            "gateway": network.gateway if has_default and not network.internal else "", "router": network.gateway if is_listed else "",
+            "name": network.name, "bridge": network.bridge, "link": confined.link, "end": end, "mac": lease.mac,
+            "owner": lease.container, "since": lease.since,
+            "address": address, "address6": lease.address6, "addresses6": confined.addresses[1:],
+            "names": endpoint.names, "priority": endpoint.priority, "internal": network.internal,
             "rate": lease.rate or 0, "table": confined.table, "lease": str(self._leases(network).file(address)),
-            "families": [*([n.INET] if is_listed else []), *([n.BRIDGE] if is_listed or lease.rate else [])],
+            "families": [*([n.INET] if lease.allowed else []), *([n.BRIDGE] if lease.allowed or lease.rate else [])],
+            **_inside(network, address, lease),
         }  # fmt: skip
 
-    def _set_up(self, network: Network) -> int:
-        """The bridge with its address and rules, as far as they are not there; its index."""
+    def check(self, network: Network, endpoint: Endpoint) -> None:
+        """Whether there can be such a place at all, as far as that is known before a start. InvalidOption."""
+        self._leases(network).check(endpoint)
+
+    def rename(self, container_id: str, before: str, after: str) -> None:
+        """A container that lives is called otherwise from now on, in all its networks."""
+        with self._locked():
+            for network in self.all():
+                leases = self._leases(network)
+                for address, lease in leases.held():
+                    if lease.container == container_id:
+                        names = tuple(after if name == before else name for name in lease.names)
+                        leases.write(address, msgspec.structs.replace(lease, names=names))
+
+    def _set_up(self, network: Network) -> None:
+        """The bridge with its addresses and rules, as far as they are not there."""
         try:
-            index = socket.if_nametoindex(network.bridge)
+            socket.if_nametoindex(network.bridge)
         except OSError:
-            with n.Netlink() as net:
-                index = n.add_bridge(net, network.bridge, f"jupyter-sandbox {network.name}", mac_of(network.gateway))
-                n.add_address(net, index, network.gateway, network.addresses.prefixlen)
+            self._make_bridge(network)
         if not rules.are_installed(network.bridge):
             self._make_rules(network)
         if not network.internal:
             forwarding.let_through(network.bridge)
-        if _FORWARD.read_text().strip() == "0":
-            _FORWARD.write_text("1\n")
-        return index
+        for version in network.gateways:
+            forwarding.switch_on(version)
+
+    def _make_bridge(self, network: Network) -> None:
+        """With those in it that were in the one before."""
+        with n.Netlink() as net:
+            index = n.add_bridge(net, network.bridge, f"jupyter-sandbox {network.name}", mac_of(network.gateway))
+            for version, gateway in network.gateways.items():
+                n.add_address(net, index, gateway, network.subnets[version].prefixlen)
+            for _, lease in self._leases(network).held():
+                n.put_into(net, _link_name(network, lease), index)
 
     def _make_rules(self, network: Network) -> None:
         """Of the network, and of those in it: the lists first, so that nobody is without one for a moment."""
-        held = self._leases(network).held()
-        for address, lease in held:
+        owners: dict[str, list[bytes]] = {}
+        for address, lease in self._leases(network).held():
+            confined = self._confined(network, address, lease)
             if lease.allowed or lease.rate:
-                confinement.install(self._confined(network, address, lease))
-        owners = [n.owner_key(_link_name(network, lease), lease.mac, address) for address, lease in held]
-        rules.install(network.bridge, network.addresses, internal=network.internal, owners=owners)
+                confinement.install(confined)
+            for name, keys in n.owner_keys(confined.link, lease.mac, confined.addresses).items():
+                owners.setdefault(name, []).extend(keys)
+        rules.install(network.bridge, network.subnets.values(), internal=network.internal, owners=owners)
 
     def _confined(self, network: Network, address: str, lease: Lease) -> confinement.Confined:
         return confinement.Confined(
@@ -238,8 +281,8 @@ class Networks:
             link=_link_name(network, lease),
             bridge=network.bridge,
             bridge_mac=mac_of(network.gateway),
-            addresses=[address],
-            subnets=[network.subnet],
+            addresses=_own_addresses(address, lease),
+            subnets=[str(subnet) for subnet in network.subnets.values()],
             allowed=lease.allowed,
             rate=lease.rate,
         )
@@ -247,10 +290,21 @@ class Networks:
     def _sweep(self, network: Network) -> None:
         """What a killed supervisor left: its addresses, and the rules for them."""
         for address, lease in self._leases(network).stale():
-            link = _link_name(network, lease)
-            rules.drop_owner(network.bridge, link, lease.mac or mac_of(address), address)
-            confinement.remove(confinement.table_name(network.bridge, lease.container))
-            self._leases(network).file(address).unlink(missing_ok=True)
+            self._drop(network, address, lease)
+
+    def _check_former(self, network: Network, container_id: str, *, is_start: bool) -> None:
+        for address, lease in self._leases(network).all():
+            if lease.container == container_id:
+                if not is_start:
+                    raise NetworkError(f"network {network.name}: the container is in it already, as {address}")
+                state = files.read_json(str(self._root / "containers" / container_id / "state.json")) or {}
+                if state.get("status") != "running" or not self._is_supervised(container_id):
+                    self._drop(network, address, lease)
+
+    def _drop(self, network: Network, address: str, lease: Lease) -> None:
+        rules.drop_owner(network.bridge, _link_name(network, lease), lease.mac, _own_addresses(address, lease))
+        confinement.remove(confinement.table_name(network.bridge, lease.container))
+        self._leases(network).file(address).unlink(missing_ok=True)
 
     def _take_down(self, network: Network) -> None:
         with n.Netlink() as net:
@@ -264,31 +318,7 @@ class Networks:
     # addresses
 
     def _leases(self, network: Network) -> Leases:
-        return Leases(self._root, network.name, network.addresses, network.gateway, self._is_supervised)
-
-    def _free_subnet(self, name: str) -> ipaddress.IPv4Network:
-        """One that neither the host's routes nor our networks have; engines begin at different ones."""
-        used = [*host_routes(), *(network.addresses for network in self.all())]
-        for pool in _POOLS:
-            subnets = list(pool.subnets(new_prefix=_PREFIX))
-            start = int(hashlib.sha256(f"{self._root}\0{name}".encode()).hexdigest(), 16) % len(subnets)
-            for subnet in (*subnets[start:], *subnets[:start]):
-                if not any(subnet.overlaps(other) for other in used):
-                    return subnet
-        raise NetworkError("network: every range of private addresses is in use here", hint="give one: --subnet")
-
-    def _checked(self, subnet: str) -> ipaddress.IPv4Network:
-        try:
-            addresses = ipaddress.IPv4Network(subnet)
-        except ValueError as err:
-            raise InvalidOption(f"--subnet {subnet!r}: {err}") from err
-        if addresses.prefixlen > 29:
-            raise InvalidOption(f"--subnet {subnet}: too small, at least /29")
-        if clash := next(
-            (other for other in (*host_routes(), *(each.addresses for each in self.all())) if addresses.overlaps(other)), None
-        ):
-            raise InvalidOption(f"--subnet {subnet}: overlaps {clash}, which is in use here")
-        return addresses
+        return Leases(self._root, network.name, network.subnets, network.gateways, self._is_supervised)
 
     # files
 
@@ -322,29 +352,27 @@ def bridge_prefix(root: Path) -> str:
     return "sbx" + hashlib.sha256(os.fsencode(root)).hexdigest()[:4]
 
 
-def _gateway(addresses: ipaddress.IPv4Network, text: str | None) -> ipaddress.IPv4Address:
-    if text is None:
-        return next(addresses.hosts())
-    try:
-        gateway = ipaddress.IPv4Address(text)
-    except ValueError as err:
-        raise InvalidOption(f"--gateway {text!r}: not an IPv4 address") from err
-    if gateway not in addresses or gateway in (addresses.network_address, addresses.broadcast_address):
-        raise InvalidOption(f"--gateway {text}: not an address of {addresses}")
-    return gateway
-
-
 def _link_name(network: Network, lease: Lease) -> str:
     """The host's end of a container's link: fifteen letters at most."""
     return f"{rules.port_prefix(network.bridge)}{lease.container[:6]}"
 
 
-def host_routes(table: Path = Path("/proc/net/route")) -> list[ipaddress.IPv4Network]:
-    """Where the host already sends packets to, but for everything else (proc_net(5))."""
-    found = []
-    for line in table.read_text().splitlines()[1:]:
-        words = line.split()
-        target, mask = (int.from_bytes(bytes.fromhex(words[each]), "little") for each in (1, 7))
-        if mask:
-            found.append(ipaddress.IPv4Network((target & mask, bin(mask).count("1"))))
-    return found
+def _own_addresses(address: str, lease: Lease) -> list[str]:
+    """Whatever it may send from: with IPv6, also the address that Linux gives each link."""
+    return [address, *((lease.address6, link_local_of(lease.mac)) if lease.address6 else ())]
+
+
+def _inside(network: Network, address: str, lease: Lease) -> dict[str, Any]:
+    """What its link gets inside. One with an allow-list has no neighbours: they are reached by the gateway, too."""
+    own = {4: address, 6: lease.address6}
+    is_listed = bool(lease.allowed)
+    prefixes = {version: subnet.max_prefixlen if is_listed else subnet.prefixlen for version, subnet in network.subnets.items()}
+    return {
+        "prefix": network.addresses.prefixlen,
+        "prefix6": network.subnets[6].prefixlen if lease.address6 else 0,
+        "subnets": [str(subnet) for subnet in network.subnets.values()],
+        "addresses": [[own[version], prefix] for version, prefix in prefixes.items()],
+        "routes": [[network.gateways[version], str(subnet)] for version, subnet in network.subnets.items()] if is_listed else [],
+        "gateways": [] if network.internal else list(network.gateways.values()),
+        "router": is_listed,
+    }

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 from sandbox.runtime.init import netlink as n
 
-PREROUTING, INPUT, FORWARD, POSTROUTING, BRIDGE_PREROUTING = 0, 1, 2, 4, 0
+PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING, BRIDGE_PREROUTING = 0, 1, 2, 3, 4, 0
 DROP, ACCEPT, JUMP = 0, 1, -3
-EQUAL, NOT = 0, 1
+EQUAL, NOT, AT_MOST, ABOVE = 0, 1, 3, 4
 LINK, NETWORK, TRANSPORT = 0, 1, 2
 IIFNAME, OIFNAME, NFPROTO, L4PROTO = 6, 7, 15, 16
 REGISTER = 8
 """The first 32-bit register (NFT_REG32_00); each holds four bytes."""
 ETHER_IP, ETHER_ARP, ETHER_IP6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
-TCP, UDP = b"\x06", b"\x11"
+TCP, UDP, ICMP6 = b"\x06", b"\x11", b"\x3a"
 
 Request = tuple[int, bytes, int]
 Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -44,6 +44,13 @@ def meta(key: int, register: int = REGISTER) -> bytes:
 def payload(base: int, offset: int, length: int, register: int = REGISTER) -> bytes:
     """Load bytes of the packet."""
     return expression("payload", number(1, register), number(2, base), number(3, offset), number(4, length))
+
+
+def write_transport(offset: int, value: bytes, checksum: int) -> bytes:
+    """Put the value into the transport header, and mend its checksum at that offset."""
+    load = expression("immediate", number(1, REGISTER), n.nested(2, n.attribute(1, value)))
+    place = (number(5, REGISTER), number(2, TRANSPORT), number(3, offset), number(4, len(value)))
+    return load + expression("payload", *place, number(6, 1), number(7, checksum))  # NFT_PAYLOAD_CSUM_INET
 
 
 def compare(value: bytes, operation: int = EQUAL) -> bytes:

@@ -5,16 +5,18 @@ Every network has two tables of its own, named as its bridge: what is left of it
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Mapping, Sequence
 
 from sandbox.runtime.init import netlink as n
 from sandbox.runtime.network import nftables as t
 
-_OWNER_TYPES, _OWNER_LENGTH, _OWNERS_ID = (41, 9, 7), 28, 1  # nft(8) prints it as ifname . ether_addr . ipv4_addr
+_OWNERS = {n.OWNERS: ((41, 9, 7), 28, 1), n.OWNERS6: ((41, 9, 8), 40, 2)}
+"""Types, as nft(8) prints them (ifname . ether_addr . ipv4_addr or ipv6_addr), length and number of each set."""
+_ROUTER_ADVERTISEMENT, _NEIGHBOUR_ADVERTISEMENT, _REDIRECT = b"\x86", b"\x88", b"\x89"  # RFC 4861
 
 
-def _routing(bridge: str, subnet: ipaddress.IPv4Network, *, internal: bool) -> list[t.Request]:
+def _routing(bridge: str, subnets: Iterable[t.Subnet], *, internal: bool) -> list[t.Request]:
     """From outside come answers only (also from our other networks); outward it goes with the host's address."""
     forward = ("forward",)
     rules = [
@@ -24,7 +26,7 @@ def _routing(bridge: str, subnet: ipaddress.IPv4Network, *, internal: bool) -> l
     ]
     if internal:
         rules.append(t.rule(n.INET, bridge, *forward, t.named(t.IIFNAME, bridge), t.verdict(t.DROP)))
-    else:
+    for subnet in () if internal else subnets:
         outward = t.is_version(subnet.version) + t.source(subnet.version) + t.within(subnet) + t.named(t.OIFNAME, bridge, t.NOT)
         rules.append(t.rule(n.INET, bridge, "nat", outward, t.expression("masq")))
     return [
@@ -40,33 +42,43 @@ def port_prefix(bridge: str) -> str:
     return "v" + bridge.removeprefix("sbx")[:8]
 
 
-def _ip_sender(offset: int) -> bytes:
-    return t.payload(t.NETWORK, offset, 4, t.REGISTER + 6)
+def _honesty(bridge: str, owners: Mapping[str, Sequence[bytes]]) -> list[t.Request]:
+    """What enters the bridge must come from the link, the MAC and the IP address that belong together; nothing else passes. Nobody is a
+    router but the bridge, and nobody is a neighbour by another's address."""
+    sets = [t.new_set(n.BRIDGE, bridge, name, number, types, length) for name, (types, length, number) in _OWNERS.items()]
+    fill = [(n.NEW_ELEMENT, n.element(bridge, name, keys, family=n.BRIDGE), n.CREATE) for name, keys in owners.items() if keys]
+    protocol, icmp6 = t.payload(t.LINK, 12, 2), t.meta(t.L4PROTO) + t.compare(t.ICMP6) + t.payload(t.TRANSPORT, 0, 1)
 
+    def owned(name: str, base: int, offset: int) -> bytes:
+        sender = t.meta(t.IIFNAME) + t.payload(t.LINK, 6, 6, t.REGISTER + 4)
+        address = t.payload(base, offset, 4 if name == n.OWNERS else 16, t.REGISTER + 6)
+        return sender + address + t.lookup(name, _OWNERS[name][2])
 
-def _honesty(bridge: str, owners: Iterable[bytes]) -> list[t.Request]:
-    """What enters the bridge must come from the link, the MAC and the IPv4 address that belong together; nothing else passes."""
-    lookup = t.lookup(n.OWNERS, _OWNERS_ID)
-    sender = t.meta(t.IIFNAME) + t.payload(t.LINK, 6, 6, t.REGISTER + 4)
-    protocol = t.payload(t.LINK, 12, 2)
-    keys = list(owners)
-    fill = [(n.NEW_ELEMENT, n.element(bridge, n.OWNERS, keys, family=n.BRIDGE), n.CREATE)] if keys else []
+    accept, drop = t.verdict(t.ACCEPT), t.verdict(t.DROP)
+    ipv6 = protocol + t.compare(t.ETHER_IP6)
+    rules = (
+        (t.meta(t.IIFNAME) + t.compare(port_prefix(bridge).encode(), t.NOT), accept),
+        (protocol + t.compare(t.ETHER_IP) + owned(n.OWNERS, t.NETWORK, 12), accept),
+        (protocol + t.compare(t.ETHER_ARP) + owned(n.OWNERS, t.NETWORK, 14), accept),
+        *((ipv6 + icmp6 + t.compare(kind), drop) for kind in (_ROUTER_ADVERTISEMENT, _REDIRECT)),
+        (ipv6 + icmp6 + t.compare(_NEIGHBOUR_ADVERTISEMENT, t.NOT) + owned(n.OWNERS6, t.NETWORK, 8), accept),
+        (ipv6 + icmp6 + owned(n.OWNERS6, t.NETWORK, 8) + owned(n.OWNERS6, t.TRANSPORT, 8), accept),  # it is what it says to be
+        (ipv6 + t.meta(t.L4PROTO) + t.compare(t.ICMP6, t.NOT) + owned(n.OWNERS6, t.NETWORK, 8), accept),
+        (b"", drop),
+    )
     return [
         *t.fresh_table(n.BRIDGE, bridge),
-        t.new_set(n.BRIDGE, bridge, n.OWNERS, _OWNERS_ID, _OWNER_TYPES, _OWNER_LENGTH),
+        *sets,
         *fill,
         t.chain(n.BRIDGE, bridge, "enter", "filter", t.BRIDGE_PREROUTING, -300),
-        t.rule(n.BRIDGE, bridge, "enter", t.meta(t.IIFNAME), t.compare(port_prefix(bridge).encode(), t.NOT), t.verdict(t.ACCEPT)),
-        t.rule(n.BRIDGE, bridge, "enter", protocol, t.compare(t.ETHER_IP), sender, _ip_sender(12), lookup, t.verdict(t.ACCEPT)),
-        t.rule(n.BRIDGE, bridge, "enter", protocol, t.compare(t.ETHER_ARP), sender, _ip_sender(14), lookup, t.verdict(t.ACCEPT)),
-        t.rule(n.BRIDGE, bridge, "enter", t.verdict(t.DROP)),
+        *(t.rule(n.BRIDGE, bridge, "enter", *expressions) for expressions in rules),
     ]
 
 
-def install(bridge: str, subnet: ipaddress.IPv4Network, *, internal: bool, owners: Iterable[bytes]) -> None:
-    """(Re)make all rules of a network at once; OSError when Linux refuses them."""
+def install(bridge: str, subnets: Iterable[t.Subnet], *, internal: bool, owners: Mapping[str, Sequence[bytes]]) -> None:
+    """(Re)make all rules of a network at once; `owners` as `netlink.owner_keys` gives them. OSError when Linux refuses them."""
     with n.Netlink(n.NETFILTER) as net:
-        net.transact([*_routing(bridge, subnet, internal=internal), *_honesty(bridge, owners)])
+        net.transact([*_routing(bridge, subnets, internal=internal), *_honesty(bridge, owners)])
 
 
 def remove(bridge: str) -> None:
@@ -86,13 +98,12 @@ def tables() -> set[str]:
         return t.tables(net, n.INET) | t.tables(net, n.BRIDGE)
 
 
-def drop_owner(bridge: str, link: str, mac: str, address: str) -> None:
+def drop_owner(bridge: str, link: str, mac: str, addresses: Sequence[str]) -> None:
     """Forget who a lease belonged to; already gone is fine."""
-    key = n.owner_key(link, mac, address)
     with n.Netlink(n.NETFILTER) as net:
-        try:
-            net.transact([(n.DEL_ELEMENT, n.element(bridge, n.OWNERS, [key], family=n.BRIDGE), 0)])
-        except OSError as err:
-            if err.errno != 2:
-                raise
-
+        for name, keys in n.owner_keys(link, mac, addresses).items():
+            try:
+                net.transact([(n.DEL_ELEMENT, n.element(bridge, name, keys, family=n.BRIDGE), 0)])
+            except OSError as err:
+                if err.errno != errno.ENOENT:
+                    raise

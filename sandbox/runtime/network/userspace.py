@@ -18,7 +18,8 @@ from msgspec.structs import asdict
 from sandbox.errors import Unsupported
 from sandbox.runtime.init.steps import LINK
 from sandbox.runtime.init.usernet import PID, PID_FILE, READY
-from sandbox.runtime.network.networks import DEFAULT, host_routes
+from sandbox.runtime.network.networks import DEFAULT
+from sandbox.runtime.network.subnets import host_routes
 from sandbox.runtime.spec import ContainerSpec
 
 PROGRAMS = ("pasta", "slirp4netns")
@@ -47,11 +48,15 @@ def attached(root: Path, spec: ContainerSpec, servers: Sequence[str]) -> Iterato
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     argv = _COMMANDS[Path(program).name](program, subnet)
     pid_file = str(root / "containers" / spec.id / "network.pid") if PID_FILE in argv else ""
+    (endpoint,) = spec.places
+    own = {
+        "name": endpoint.network, "end": LINK, "address": str(subnet[_CONTAINER]), "prefix": subnet.prefixlen, "address6": "",
+        "gateways": [str(subnet[_GATEWAY])], "mac": "", "lease": str(place / "none"), "internal": False, "router": False,
+        "names": endpoint.names,
+    }  # fmt: skip
     yield {
-        "name": spec.network, "helper": {"argv": argv, "pid_file": pid_file}, "link": LINK, "address": str(subnet[_CONTAINER]),
-        "prefix": subnet.prefixlen, "gateway": str(subnet[_GATEWAY]), "mac": "", "lease": str(place / "none"),
-        "containers": str(root / "containers"), "servers": list(servers), "ports": [asdict(port) for port in spec.ports],
-        "container": spec.id, "more": [], "allow": None, "router": "",
+        "places": [own], "helper": {"argv": argv, "pid_file": pid_file}, "containers": str(root / "containers"),
+        "servers": list(servers), "ports": [asdict(port) for port in spec.ports], "container": spec.id, "allow": None,
     }  # fmt: skip
 
 
@@ -60,15 +65,17 @@ def cannot_share(name: str) -> Unsupported:
     return Unsupported(
         f"network {name}: an ordinary user's containers cannot share a network",
         feature="network",
-        hint="--network bridge gives each its own; publish a port (-p ADDRESS:PORT:PORT, ADDRESS one of this machine's, not loopback) "
-        "and call that from the others. Containers that root starts share networks",
+        hint="start one with --network bridge (and all the ports to publish), the others with --network container:NAME: they reach each "
+        "other on 127.0.0.1. Containers that root starts share networks",
     )
 
 
 def _check(spec: ContainerSpec) -> None:
-    if spec.network != DEFAULT:
-        raise cannot_share(spec.network)
-    for flag, given in (("--ip", spec.address), ("--mac-address", spec.mac)):
+    for endpoint in spec.places:
+        if endpoint.network != DEFAULT:
+            raise cannot_share(endpoint.network)
+    wishes = spec.places[0]
+    for flag, given in (("--ip", wishes.address), ("--ip6", wishes.address6), ("--mac-address", wishes.mac)):
         if given:
             raise Unsupported(f"{flag}: an ordinary user's containers cannot choose their address", feature=flag, hint="leave it out")
     for flag, asked in (("--allow-net", spec.allow_net), ("--network-rate", spec.network_rate)):
