@@ -36,9 +36,11 @@ class BuildCell(msgspec.Struct, frozen=True):
 
 
 class Installer(msgspec.Struct, frozen=True):
-    """How one package manager installs: the command before the packages, what follows them, what it may keep between builds."""
+    """How one package manager installs: the command before the packages, what follows them, what it may keep between builds; which
+    images have it."""
 
     command: str
+    base: str
     after: str = ""
     caches: tuple[str, ...] = msgspec.field(default_factory=tuple)
 
@@ -52,12 +54,13 @@ INSTALLERS: dict[str, Installer] = {
     # Debian's images delete what apt has fetched at once; here it is kept outside the layer, in the build cache.
     "apt": Installer(
         "rm -f /etc/apt/apt.conf.d/docker-clean; apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends",
+        "debian or ubuntu",
         caches=("/var/cache/apt", "/var/lib/apt"),
     ),
     # As a variable it is ignored by a pip too old for it.
-    "pip": Installer("PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 python3 -m pip install", caches=("/root/.cache/pip",)),
-    "npm": Installer("npm install --global --no-fund --no-audit", caches=("/root/.npm",)),
-    "conda": Installer("conda install --yes", after=" && conda clean --all --yes"),
+    "pip": Installer("PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 python3 -m pip install", "python", caches=("/root/.cache/pip",)),
+    "npm": Installer("npm install --global --no-fund --no-audit", "node", caches=("/root/.npm",)),
+    "conda": Installer("conda install --yes", "condaforge/miniforge3", after=" && conda clean --all --yes"),
 }
 
 def _this_body(text: str) -> str:
@@ -115,6 +118,14 @@ def parse_install(words: Sequence[str], body: str = "") -> BuildCell:
     if not packages:
         raise InvalidOption(f"%install {kind}: no packages named")
     return BuildCell(INSTALLERS[kind].instruction(packages) + "\n", options, name=f"%install {kind}", **own)
+
+
+def missing_hint(name: str, exit_code: int) -> list[str]:
+    """What to say of a failed `%install KIND` (`name`) whose package manager is not in the image; nothing for other failures."""
+    kind = name.removeprefix("%install ")
+    if kind not in INSTALLERS or exit_code != 127:  # a shell's: not found
+        return []
+    return [f"  hint: this image has no {kind}; one that is made FROM {INSTALLERS[kind].base} has"]
 
 
 _KINDS = f"one of {', '.join(INSTALLERS)}; flags of ours stand before it"

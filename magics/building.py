@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from magics import display, failures
-from magics.build_cells import BuildCell
+from magics.build_cells import BuildCell, missing_hint
 from magics.build_view import BuildDisplay, BuildView, image_name
 from magics.builds import BuildCells, Composed, Given, cell_key
 from magics.notebook import Notebook
@@ -20,7 +20,7 @@ from magics.verbs import Listed
 from sandbox.build.settings import settings_of
 from sandbox.build.source import Span
 from sandbox.cli.failures import indented
-from sandbox.engine import Engine
+from sandbox.engine import Completed, Engine
 from sandbox.errors import ContainerError, DockerfileError, InvalidInput, StepFailed, UnknownStage
 from sandbox.image.store import Image
 
@@ -71,7 +71,9 @@ class Builds:
             with shown.showing():
                 image = self._make_image(engine, composed, shown)
         except StepFailed as err:
-            raise failures.show_as(err, failures.failed_step_lines(err, text, view)) from None
+            lines = failures.failed_step_lines(err, text, view)
+            exit_code = err.completed.exit_code if isinstance(err.completed, Completed) else 0
+            raise failures.show_as(err, [*lines, *missing_hint(cell.name, exit_code)]) from None
         self._cells.remember(composed, cell, given, image_name(view))
         if self.on_built is not None:
             self.on_built(composed, image, image_name(view))

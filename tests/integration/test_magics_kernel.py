@@ -223,6 +223,8 @@ def test_files_of_a_build_are_made_of_variables_and_cells_below_keep_them(kernel
 
 def test_a_failed_install_is_named_and_the_look_inside_works(kernel: Kernel) -> None:
     kernel.run("%%dockerfile\nFROM localhost/box\nRUN echo before > /before")
+    missing = "\n".join(kernel.error("%install conda numpy")["traceback"])
+    assert missing.endswith("  hint: this image has no conda; one that is made FROM condaforge/miniforge3 has")
     lines = "\n".join(kernel.error("%install pip numpy")["traceback"])
     assert "  %install pip | step 3/3 | stage 0 | after " in lines
     assert "python3: not found" in lines

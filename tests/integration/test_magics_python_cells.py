@@ -130,6 +130,14 @@ def test_background_handle_tells_how_it_stands(kernel: Kernel) -> None:
     assert kernel.text("p.stop(0); print(p.wait().why, p.status); p.remove()") == "signal exited\n"
 
 
+@requires("network")
+@pytest.mark.network
+def test_install_pip_reaches_the_registry_and_is_one_more_layer(kernel: Kernel) -> None:
+    assert kernel.errors(f"%%dockerfile -t localhost/with-six\nFROM {PY}") == []
+    assert kernel.errors("%install -t localhost/with-six pip six==1.17.0") == []
+    assert kernel.text("%%container localhost/with-six\nimport six\nprint(six.__version__)") == "1.17.0\n"
+
+
 def test_exec_shows_results_and_hands_values_over(kernel: Kernel) -> None:
     kernel.run(f"%container run -d --name inside {PY} sleep 1000\ngiven = [1, 2, 3]")
     try:
