@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,92 +18,47 @@ import jupyter_kernel_test
 import nbclient
 import nbformat
 import pytest
-from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 from jupyter_core.utils import run_sync
 
-from kernelspec import specs, trust
+from kernelspec import trust
 from sandbox.engine import Engine
 from sandbox.errors import ContainerNotFound, InvalidOption
 from tests.support.host import requires
-from tests.support.kernel import Kernel
+from tests.support.kernel import KERNEL_MARKS, Kernel, KernelPlace, kernel_place, started_kernel
 from tests.support.language_images import place_program
-from tests.support.leftovers import nothing_left
 
-pytestmark = [
-    requires("root", "userns", "overlay"),
-    pytest.mark.xdist_group("kernels"),
-    # zmq's sockets and loops are jupyter_client's to close
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@dataclass(frozen=True)
-class Place:
-    """An engine with an ipykernel image, kernelspecs for it, and a directory of notebooks."""
-
-    root: Path
-    prefix: Path
-    work: Path
-
-    @property
-    def specs(self) -> KernelSpecManager:
-        """Where its kernelspecs are found."""
-        return KernelSpecManager(kernel_dirs=[str(self.prefix / "share/jupyter/kernels")])
-
-    def install(self, name: str, *flags: str) -> Path:
-        """A kernelspec; its directory."""
-        spec = specs.KernelSpec("localhost/ipy", name, name, flags=flags, root=str(self.root))
-        return specs.install(spec, specs.Place(prefix=str(self.prefix)), replace=True)
-
-    def install_without_provisioner(self, name: str, original: str) -> None:
-        """The kernelspec `original` as front ends see it that know no provisioners: its argv is all they read."""
-        directory = self.prefix / "share/jupyter/kernels"
-        shutil.copytree(directory / original, directory / name)
-        spec = json.loads((directory / name / "kernel.json").read_text())
-        (directory / name / "kernel.json").write_text(json.dumps({**spec, "metadata": {}}))
+pytestmark = KERNEL_MARKS
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """Afterwards nothing of it is left, neither containers nor sockets."""
-    base = tmp_path_factory.mktemp("kernels")
-    made = Place(base / "root", base / "prefix", base / "work")
-    made.work.mkdir()
-    with Engine(made.root) as engine:
-        engine.capture("localhost/ipy", packages=["ipykernel"])
-    made.install("plain", "--network", "none")
-    made.install_without_provisioner("relayed", "plain")
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="jsr-") as runtime:
+def place(ipykernel_base: Path) -> Iterator[KernelPlace]:
+    """With the kernels `plain`, and `relayed`, which is the same to front ends that know no provisioners: they read its argv alone.
+    Afterwards nothing of it is left, neither containers nor sockets."""
+    with kernel_place(ipykernel_base) as made, tempfile.TemporaryDirectory(prefix="jsr-") as runtime, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", runtime)
-        patch.setenv("JUPYTER_PATH", str(made.prefix / "share/jupyter"))
+        made.install("localhost/ipy", "--name", "plain", "--network", "none", "--replace")
+        without_provisioner(made, "relayed", "plain")
         yield made
         assert _sockets() == set()
-    with Engine(made.root) as engine:
-        assert engine.containers(all=True) == []
-    nothing_left(made.root)
+
+
+def without_provisioner(place: KernelPlace, name: str, original: str) -> None:
+    """A kernelspec with the argv of another."""
+    shutil.copytree(place.directory(original), place.directory(name))
+    spec = json.loads((place.directory(name) / "kernel.json").read_text())
+    (place.directory(name) / "kernel.json").write_text(json.dumps({**spec, "metadata": {}}))
 
 
 def _sockets() -> set[Path]:
     return set(Path(os.environ["XDG_RUNTIME_DIR"]).iterdir())
 
 
-@contextlib.contextmanager
 def started(
-    place: Place, name: str = "plain", *, env: dict[str, str] | None = None, connection_file: str = ""
-) -> Iterator[tuple[KernelManager, Kernel]]:
+    place: KernelPlace, name: str = "plain", *, env: dict[str, str] | None = None, connection_file: str = ""
+) -> AbstractContextManager[tuple[KernelManager, Kernel]]:
     """A kernel, ready; shut down afterwards."""
-    manager = KernelManager(kernel_name=name, kernel_spec_manager=place.specs, connection_file=connection_file)
-    manager.start_kernel(cwd=str(place.work), env={**os.environ, **(env or {})})
-    client = manager.blocking_client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=60)
-        yield manager, Kernel(client, place.root, manager.interrupt_kernel)
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=False)
+    return started_kernel(name, place.root, place.work, env=env, connection_file=connection_file)
 
 
 @pytest.mark.usefixtures("place")
@@ -141,13 +95,13 @@ class TestRelayed(_Ipykernel):
 
 
 @pytest.fixture(scope="module")
-def running(place: Place) -> Iterator[tuple[KernelManager, Kernel]]:
+def running(place: KernelPlace) -> Iterator[tuple[KernelManager, Kernel]]:
     """One kernel for the tests that leave it as it was."""
     with started(place) as both:
         yield both
 
 
-def test_runs_in_a_container_without_network_in_the_notebooks_directory(place: Place, running: tuple[KernelManager, Kernel]) -> None:
+def test_runs_in_a_container_without_network_in_the_notebooks_directory(place: KernelPlace, running: tuple[KernelManager, Kernel]) -> None:
     code = "import os, socket; print(os.getcwd(), [name for _, name in socket.if_nameindex()], os.getpid() != 1, os.getppid())"
     assert running[1].text(code) == f"{place.work} ['lo'] True 1\n"
     assert not Path("/made-by-a-kernel").exists()
@@ -191,7 +145,7 @@ def test_interrupt_reaches_programs_the_kernel_started(running: tuple[KernelMana
     assert running[1].run(code, on_stream=running[1].interrupt)[-1]["ename"] == "KeyboardInterrupt"
 
 
-def test_restart_keeps_the_container_and_forgets_the_variables(place: Place) -> None:
+def test_restart_keeps_the_container_and_forgets_the_variables(place: KernelPlace) -> None:
     with started(place) as (manager, kernel), Engine(place.root) as engine:
         kernel.run("x = 1; open('/kept', 'w').write('file')")
         before = {each.id for each in engine.containers()}
@@ -202,7 +156,7 @@ def test_restart_keeps_the_container_and_forgets_the_variables(place: Place) -> 
         assert kernel.text("print(1)", "stderr") == ""  # asked for, so no reason
 
 
-def test_reset_drops_the_container_and_a_restart_makes_a_new_one(place: Place, sandbox_command: list[str]) -> None:
+def test_reset_drops_the_container_and_a_restart_makes_a_new_one(place: KernelPlace, sandbox_command: list[str]) -> None:
     with started(place) as (manager, kernel):
         kernel.run("open('/kept', 'w').close()")
         kernel_id = manager.kernel_id or ""
@@ -221,7 +175,9 @@ DEATHS = {
 }
 
 
-def test_why_a_kernel_ended_is_told_at_the_next_ones_first_cell_once_and_logged(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_why_a_kernel_ended_is_told_at_the_next_ones_first_cell_once_and_logged(
+    place: KernelPlace, caplog: pytest.LogCaptureFixture
+) -> None:
     with started(place, env={"KERNEL_MEMORY": "160m"}) as (manager, kernel):
         for code, reason in DEATHS.items():
             kernel.client.execute(code)
@@ -235,21 +191,21 @@ def test_why_a_kernel_ended_is_told_at_the_next_ones_first_cell_once_and_logged(
             assert reason in caplog.messages[-1]
 
 
-def test_two_kernels_do_not_see_each_other(place: Place, running: tuple[KernelManager, Kernel]) -> None:
+def test_two_kernels_do_not_see_each_other(place: KernelPlace, running: tuple[KernelManager, Kernel]) -> None:
     running[1].run("mine = 'first'")
     with started(place) as (_, other):
         assert other.text("print('mine' in globals())") == "False\n"
         assert running[1].text("print(mine)") == "first\n"
 
 
-def test_connection_file_may_have_odd_characters(place: Place) -> None:
+def test_connection_file_may_have_odd_characters(place: KernelPlace) -> None:
     directory = place.work / "a b'\"$(x)é%s{}"
     directory.mkdir()
     with started(place, connection_file=str(directory / "kernel 1;.json")) as (_, kernel):
         assert kernel.text("print(2)") == "2\n"
 
 
-def test_volume_of_a_notebook_needs_trust(place: Place) -> None:
+def test_volume_of_a_notebook_needs_trust(place: KernelPlace) -> None:
     canary = place.root.parent / "canary"
     canary.mkdir()
     (canary / "secret").write_text("seen")
@@ -266,7 +222,7 @@ def test_volume_of_a_notebook_needs_trust(place: Place) -> None:
         assert kernel.text("print(open('/canary/secret').read())") == "seen\n"
 
 
-def test_front_end_without_provisioners_gets_the_same_kernel(place: Place) -> None:
+def test_front_end_without_provisioners_gets_the_same_kernel(place: KernelPlace) -> None:
     with started(place, "relayed") as (manager, kernel):
         assert type(manager.provisioner).__name__ == "LocalProvisioner"
         assert kernel.text("import socket; print([name for _, name in socket.if_nameindex()])") == "['lo']\n"
@@ -274,7 +230,7 @@ def test_front_end_without_provisioners_gets_the_same_kernel(place: Place) -> No
         assert kernel.run(code, on_stream=kernel.interrupt)[-1]["ename"] == "KeyboardInterrupt"
 
 
-def test_path_is_resolved_as_the_kernel_means_it(place: Place, running: tuple[KernelManager, Kernel]) -> None:
+def test_path_is_resolved_as_the_kernel_means_it(place: KernelPlace, running: tuple[KernelManager, Kernel]) -> None:
     manager, kernel = running
     (place.work / "mine.py").touch()
     kernel.run("from pathlib import Path; Path('/inside').mkdir(); Path('/inside/a.py').touch(); (Path.home() / 'b.py').touch()")
@@ -292,7 +248,7 @@ def test_path_is_resolved_as_the_kernel_means_it(place: Place, running: tuple[Ke
     }
 
 
-def _with_bash_kernel(place: Place, directory: Path) -> None:
+def _with_bash_kernel(place: KernelPlace, directory: Path) -> None:
     """An image with bash and the bash kernel of PyPI, which brings its kernelspec."""
     place_program("bash", directory / "root")
     dockerfile = (
@@ -305,12 +261,12 @@ def _with_bash_kernel(place: Place, directory: Path) -> None:
 
 @requires("network")
 @pytest.mark.network
-def test_kernel_of_another_language_that_the_image_brings(place: Place, tmp_path: Path, sandbox_command: list[str]) -> None:
+def test_kernel_of_another_language_that_the_image_brings(place: KernelPlace, tmp_path: Path, sandbox_command: list[str]) -> None:
     _with_bash_kernel(place, tmp_path)
     command = json.dumps(["python3", "-m", "bash_kernel", "-f", "{connection_file}"])
     said = {}
     for name, flags in {"found": ["--kernel", "bash"], "told": ["--kernel-cmd", command, "--language", "bash"]}.items():
-        argv = ["kernel", "install", "localhost/bash", "--name", name, "--prefix", str(place.prefix), "--network", "none", *flags]
+        argv = ["kernel", "install", "localhost/bash", "--name", name, "--prefix", str(place.base / "prefix"), "--network", "none", *flags]
         done = subprocess.run(
             [*sandbox_command, *argv], capture_output=True, text=True, check=True, env={**os.environ, "SANDBOX_ROOT": str(place.root)}
         )
@@ -337,8 +293,8 @@ if sys.stdin.readline():
 """
 
 
-def test_what_a_killed_server_left_goes_with_the_next_kernel(place: Place) -> None:
-    argv = [sys.executable, "-c", SERVER, str(place.prefix / "share/jupyter/kernels"), str(place.work)]
+def test_what_a_killed_server_left_goes_with_the_next_kernel(place: KernelPlace) -> None:
+    argv = [sys.executable, "-c", SERVER, str(place.directory("plain").parent), str(place.work)]
     known = _sockets()
     with Engine(place.root) as engine:
         before = {each.id for each in engine.containers(all=True)}
@@ -362,10 +318,7 @@ def test_what_a_killed_server_left_goes_with_the_next_kernel(place: Place) -> No
         assert {each.id for each in engine.containers(all=True)} == before
 
 
-def test_nbclient_executes_a_notebook(place: Place) -> None:
+def test_nbclient_executes_a_notebook(place: KernelPlace) -> None:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import os; os.getppid()")])
-    manager = nbclient.NotebookClient(notebook, kernel_name="plain", resources={"metadata": {"path": str(place.work)}})
-    manager.km = manager.create_kernel_manager()
-    manager.km.kernel_spec_manager = place.specs
-    manager.execute()
+    nbclient.NotebookClient(notebook, kernel_name="plain", resources={"metadata": {"path": str(place.work)}}).execute()
     assert notebook.cells[0].outputs[0]["data"]["text/plain"] == "1"

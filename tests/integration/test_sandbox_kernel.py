@@ -3,13 +3,12 @@ what that does not test."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,24 @@ from kernelspec import dialects
 from kernelspec.orphans import KERNEL_LABEL
 from sandbox.engine import Engine
 from sandbox.errors import ContainerNotFound
-from tests.support.host import requires
-from tests.support.kernel import Kernel, printed
+from tests.support.kernel import KERNEL_MARKS, Kernel, kernel_place, printed, started_kernel
 from tests.support.language_images import IMAGE, add_languages
-from tests.support.leftovers import nothing_left
 
-pytestmark = [
-    requires("root", "userns", "overlay"),
-    pytest.mark.xdist_group("kernels"),
-    # zmq's sockets and loops are jupyter_client's to close
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = KERNEL_MARKS
 
 MEMORY = 200 << 20
 
 
 @pytest.fixture(scope="module", autouse=True)
-def root(tmp_path_factory: pytest.TempPathFactory, python_tar: Path, sandbox_command: list[str]) -> Iterator[Path]:
+def root(tmp_path_factory: pytest.TempPathFactory, python_tar: Path) -> Iterator[Path]:
     """An engine with an image of all languages, and a kernelspec for each, installed as a person does."""
-    base = tmp_path_factory.mktemp("sandboxkernel")
-    with Engine(base / "root") as engine, pytest.MonkeyPatch.context() as patch:
-        add_languages(engine, python_tar, tmp_path_factory.mktemp("context"))
-        patch.setenv("SANDBOX_ROOT", str(base / "root"))
-        patch.setenv("JUPYTER_PATH", str(base / "prefix/share/jupyter"))
-        patch.setenv("IPYTHONDIR", str(base / "ipython"))
-        patch.chdir(base)
+    with kernel_place(tmp_path_factory.mktemp("sandboxkernel")) as place, pytest.MonkeyPatch.context() as patch:
+        add_languages(place.engine, python_tar, tmp_path_factory.mktemp("context"))
+        patch.chdir(place.base)
         for each in dialects.DIALECTS:
-            flags = ["--language", each.language, "--name", f"sandbox-{each.language}", "--prefix", str(base / "prefix")]
-            command = [*sandbox_command, "kernel", "install", IMAGE, *flags, "-m", str(MEMORY), "--network", "none"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            assert "the Sandbox kernel" in done.stdout
-        yield base / "root"
-        assert engine.containers(all=True) == []
-    nothing_left(base / "root")
+            flags = ["--language", each.language, "--name", f"sandbox-{each.language}", "-m", str(MEMORY), "--network", "none"]
+            assert "the Sandbox kernel" in place.install(IMAGE, *flags)
+        yield place.root
 
 
 class _Language(jupyter_kernel_test.KernelTests):
@@ -134,21 +117,9 @@ class TestSh(_Shell):
 # What jupyter_kernel_test leaves out
 
 
-@contextlib.contextmanager
-def started(
-    root: Path, language: str, *, env: dict[str, str] | None = None, killed: bool = False
-) -> Iterator[tuple[KernelManager, Kernel]]:
-    """A kernel of that language, ready; shut down afterwards, or `killed`."""
-    manager = KernelManager(kernel_name=f"sandbox-{language}")
-    manager.start_kernel(cwd=str(root.parent), env={**os.environ, **(env or {})})
-    client = manager.blocking_client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=60)
-        yield manager, Kernel(client, root, manager.interrupt_kernel)
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=killed)
+def started(root: Path, language: str, *, env: dict[str, str] | None = None) -> AbstractContextManager[tuple[KernelManager, Kernel]]:
+    """A kernel of that language, ready; shut down afterwards."""
+    return started_kernel(f"sandbox-{language}", root, root.parent, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
 from sandbox.engine import Engine
@@ -144,11 +143,10 @@ def started_kernel(
     cwd: Path,
     *,
     env: Mapping[str, str] | None = None,
-    specs: KernelSpecManager | None = None,
     connection_file: str = "",
 ) -> Iterator[tuple[KernelManager, Kernel]]:
     """A kernel of that name, ready; shut down afterwards."""
-    manager = KernelManager(kernel_name=name, connection_file=connection_file, **({"kernel_spec_manager": specs} if specs else {}))
+    manager = KernelManager(kernel_name=name, connection_file=connection_file)
     manager.start_kernel(cwd=str(cwd), env={**os.environ, **(env or {})})
     client = manager.blocking_client()
     client.start_channels()
