@@ -133,6 +133,7 @@ class Running(msgspec.Struct):
     _captured: dict[Stream, list[bytes]] = msgspec.field(default_factory=lambda: {"stdout": [], "stderr": []})
     _attended: dict[int, Callable[[], object]] = msgspec.field(default_factory=dict)
     _after: Callable[[], object] | None = None
+    _is_program: bool = False
     is_guest: bool = False
     """Whether somebody else started it: then it goes on without us."""
     takes_input: bool = True
@@ -172,7 +173,7 @@ class Running(msgspec.Struct):
     def interrupt_group(self) -> None:
         """SIGINT to the program's process group, as a terminal sends it: to the program and what it started. Nothing when it has ended."""
         try:
-            os.killpg(procs.program_of(self.pid), signal.SIGINT)
+            os.killpg(self.pid if self._is_program else procs.program_of(self.pid), signal.SIGINT)
         except OSError:
             self.signal(signal.SIGINT)
 
@@ -195,7 +196,7 @@ class Running(msgspec.Struct):
         if message is None:
             raise SetupFailed("supervisor: ended before the container started")
         if message["event"] == "started":
-            self.pid = int(message["pid"])
+            self.pid, self._is_program = int(message["pid"]), bool(message.get("is_program"))
         else:
             self._result = message
             raise_refused(message)

@@ -193,7 +193,7 @@ class Program:
         told, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
-            self._become(stdio, terminal, tell)
+            self._become_child(stdio, terminal, tell)
         os.close(tell)
         failure = os.read(told, 256)
         os.close(told)
@@ -203,15 +203,34 @@ class Program:
         step, _, number = failure.decode().partition(" ")
         raise _refusal(step, int(number), self._argv[0])
 
-    def _become(self, stdio: Sequence[int], terminal: int | None, tell: int) -> None:
+    def _become_child(self, stdio: Sequence[int], terminal: int | None, tell: int) -> None:
         """In the child: never returns."""
+        try:
+            tell = fcntl.fcntl(tell, fcntl.F_DUPFD_CLOEXEC, 2 * len(stdio) + 3)  # out of the way of what becomes 0, 1, 2
+            self._execute(stdio, terminal)
+        except _Failure as err:
+            os.write(tell, f"{err.step} {err.number}".encode())
+        finally:
+            os._exit(126)
+
+    def become(self, stdio: Sequence[int]) -> None:
+        """In this very process; Refused when that cannot be."""
+        if self.identity.uid:
+            give_pipes(stdio, self.identity.uid)
+        try:
+            self._execute(stdio, None)
+        except _Failure as err:
+            raise _refusal(err.step, err.number, self._argv[0]) from err
+
+    def _execute(self, stdio: Sequence[int], terminal: int | None) -> None:
+        """Returns never; _Failure."""
         step = "set up"
         try:
             reset_signals()
             os.setsid()
             if terminal is not None:
                 fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-            tell = _pass_on(stdio, tell)
+            _pass_on(stdio)
             step = "ulimit"
             _set_ulimits(self._process["ulimits"])
             step = "user"
@@ -228,18 +247,22 @@ class Program:
             step = "exec"
             os.execve(self._path, self._argv, self._env)
         except OSError as err:
-            os.write(tell, f"{step} {err.errno}".encode())
-        finally:
-            os._exit(126)
+            raise _Failure(step, err.errno or 0) from err
 
 
-def _pass_on(stdio: Sequence[int], tell: int) -> int:
-    """Make `stdio` the descriptors 0, 1, 2 and, when there is a channel too, 3; `tell` moved out of their way."""
-    tell = fcntl.fcntl(tell, fcntl.F_DUPFD_CLOEXEC, 2 * len(stdio) + 3)
+class _Failure(Exception):
+    """What did not succeed, and errno(3)."""
+
+    def __init__(self, step: str, number: int) -> None:
+        super().__init__(step)
+        self.step, self.number = step, number
+
+
+def _pass_on(stdio: Sequence[int]) -> None:
+    """Make `stdio` the descriptors 0, 1, 2 and, when there is a channel too, 3."""
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(stdio)) for fd in stdio]
     for target, fd in enumerate(high):
         os.dup2(fd, target, inheritable=True)
-    return tell
 
 
 def _refusal(step: str, number: int, name: str) -> Refused:

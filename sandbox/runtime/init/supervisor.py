@@ -77,6 +77,7 @@ class Container:
         self.written = _MUCH
         self.grave = ""
         self.health: health.Health | None = None
+        self.is_program = False
         self.is_over = False
         self.attachment = attachment.make(plan["network"], self._deny) if plan.get("network") else None
 
@@ -498,7 +499,7 @@ def _run_once(container: Container) -> dict[str, Any]:
 
 def tell_started(container: Container) -> None:
     """Whoever is attached may have been killed while it was set up: then it ends as it would later."""
-    tell(container, {"event": "started", "pid": container.pid})
+    tell(container, {"event": "started", "pid": container.pid, "is_program": container.is_program})
 
 
 def tell(container: Container, message: Mapping[str, Any]) -> None:
