@@ -109,7 +109,8 @@ class WarmCells:
         session, begun = self._sessions.find(name), self._begun.get(name)
         if session is None or begun is None or session.status != "idle" or session.image != cell.image:
             return None
-        return begun.chosen if runner_for(begun.program[0]) and not _names_other(cell, begun) else None
+        reads_itself = begun.chosen[2].interpreter == begun.program  # else a shell, which calls what the first cell named
+        return begun.chosen if reads_itself and not _names_other(cell, begun) else None
 
     def place(self, engine: Engine, name: str) -> tuple[OutPlace, Seen]:
         """/out of a session, and the files of it already shown."""
