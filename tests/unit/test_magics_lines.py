@@ -163,6 +163,7 @@ ON_LINES = [
     ("%%container -e 'A B' ima", ("image-a",)),
     ("%%container --network l", ("lan",)),
     ("%%container --network=l", ("lan",)),
+    ("%%container --network c", ("container:box",)),
     ("%%container -v d", ("data",)),
     ("%%container --session w", ("warm",)),
     ("%%container -i df,my", ("df,mydata",)),
