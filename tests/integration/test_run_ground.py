@@ -7,6 +7,8 @@ import os
 import select
 import signal
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from sandbox import Engine
 from sandbox.options import RunOptions
 from sandbox.runtime import cgroups
 from sandbox.runtime.container import SPARES, engine_mark
+from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.running import Streams
 from tests.support import leftovers
 from tests.support.host import requires
@@ -24,11 +27,16 @@ pytestmark = [requires("userns", "overlay", "tool:busybox"), pytest.mark.anybody
 
 def waiting(engine: Engine) -> str:
     """The id of the container whose ground is made; waits for it."""
-    for _ in range(500):
-        if found := next((lock.name for lock in (engine.root / SPARES).glob("*") if init_of(lock)), ""):
-            return found
+    return until(lambda: next((lock.name for lock in (engine.root / SPARES).glob("*") if init_of(lock)), ""))
+
+
+def until(found: Callable[[], str]) -> str:
+    """The first answer that is not empty."""
+    deadline = time.monotonic() + 30
+    while not (answer := found()):
+        assert time.monotonic() < deadline, "no ground was made"
         threading.Event().wait(0.02)
-    raise TimeoutError("no ground was made")
+    return answer
 
 
 def init_of(lock: Path) -> int:
@@ -120,11 +128,23 @@ def test_closing_and_pruning_leave_nothing_of_it(engine: Engine, busybox_image: 
 
 
 @requires("root")  # what waits is not dumpable
-def test_it_keeps_none_of_the_hosts_mounts_busy(spare: int) -> None:
+def test_it_keeps_none_of_the_hosts_mounts_busy(engine: Engine, busybox_image: str, tmp_path: Path) -> None:
     """What the host unmounts meanwhile must be gone."""
-    places = {line.split()[4] for line in Path(f"/proc/{spare}/mountinfo").read_text().splitlines()}
-    assert {"/dev/shm", "/proc", "/sys"} <= places
-    assert {place.split("/")[1] for place in places} == {"", "dev", "proc", "sys"}
+    canary = tmp_path / "canary"
+    canary.mkdir()
+    s.mount("canary", str(canary), "tmpfs")
+    try:
+        run_like_the_last(engine, busybox_image)
+        waits = init_of(engine.root / SPARES / waiting(engine))
+        until(lambda: "built" if {place.split("/")[1] for place in mounts_of(waits)} == {"", "dev", "proc", "sys"} else "")
+        assert str(canary) in mounts_of(os.getpid())
+        assert {"/dev/shm", "/proc", "/sys"} <= mounts_of(waits)
+    finally:
+        s.umount2(str(canary))
+
+
+def mounts_of(pid: int) -> set[str]:
+    return {line.split()[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
 
 
 def test_volumes_and_a_tty_stand_on_it_too(engine: Engine, busybox_image: str, spare: int, tmp_path: Path) -> None:
