@@ -90,13 +90,20 @@ fe800000000000000000000000000000 40 {0} 00 {0} 00000100 00000002 00000000 000000
 """.format("0" * 32)
 
 
-def test_ipv6_is_there_when_the_machine_gets_out_by_it(tmp_path: Path) -> None:
+def test_ipv6_is_there_when_the_machine_gets_out_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "ipv6_route"
     assert (has_ipv6(table), host_routes6(table)) == (False, [])  # a Linux without
     table.write_text(ROUTES6)
     assert (has_ipv6(table), [str(each) for each in host_routes6(table)]) == (False, ["fd22::/64"])
     table.write_text(ROUTES6 + f"{'0' * 32} 00 {'0' * 32} 00 fd22{'0' * 27}1 00000400 00000003 00000000 00000003     eth0\n")
-    assert has_ipv6(table)
+    switch = tmp_path / "forwarding"
+    switch.write_text("0\n")
+    assert has_ipv6(table, switch)  # it may be told to
+    switch.write_text("1\n")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as on a read-only /proc
+    assert has_ipv6(table, switch)
+    switch.write_text("0\n")
+    assert not has_ipv6(table, switch)
 
 
 def test_ipv6_comes_by_itself_when_asked_for_or_with_its_subnet(made: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
