@@ -511,12 +511,11 @@ class Container:
             temporary.unlink(missing_ok=True)
 
     def _pack(self, wanted: Pack, out: IO[bytes]) -> None:
-        if self.status == "paused":  # what joins it would be paused as well
-            raise WrongState(f"container {self.name}: is paused", wanted="running", actual="paused", hint=f"sandbox unpause {self.name}")
         self._engine._starter.pack(self._record, self._state, wanted, out)
 
-    def copy_in(self, path: str, tar: bytes) -> None:
-        """Unpack a tar below the directory `path` of the container; nothing can land outside of it."""
+    def copy_in(self, path: str, tar: bytes | IO[bytes]) -> None:
+        """Unpack a tar below the directory `path` of the container; nothing can land outside of it. A file with a descriptor (a pipe,
+        say) is read while it comes."""
         self._engine._starter.unpack(self._record, self._state, path, tar)
 
     def _mount_row(self, mount: Mount) -> dict[str, Any]:

@@ -57,8 +57,8 @@ class Starter:
             if running.refused is not None:
                 raise ContainerError(f"container {record.name}: {running.refused.reason}")
 
-    def unpack(self, record: Record, state: State, path: str, tar: bytes) -> None:
-        """Run our own unpacker inside: in the running container's namespaces, else in a container set up for it."""
+    def unpack(self, record: Record, state: State, path: str, tar: bytes | IO[bytes]) -> None:
+        """Run our own unpacker inside: in the running container's namespaces, else in a container set up for it. ContainerError."""
         with self._run_ours(record, state, Process(argv=(), unpack=path), Streams(stdin=tar)) as running:
             done = running.wait()
         if done.exit_code:
@@ -81,8 +81,9 @@ class Starter:
             raise kind(reason or f"packing failed ({done.exit_code})")
 
     def _run_ours(self, record: Record, state: State, process: Process, streams: Streams) -> Running:
-        if state.status == "running":
-            return self._runtime.exec(record.spec, int(state.facts["pid"]), process, streams)
+        if state.status in ("running", "paused"):  # in the groups of one that is paused it would be paused, too
+            is_inside = state.status == "running"
+            return self._runtime.exec(record.spec, int(state.facts["pid"]), process, streams, grouped=is_inside)
         self.prepare(record)
         spec = replace(record.spec, process=process, network="none", endpoints=(), ports=(), timeout=None, read_only=False)
         return self._runtime.start(spec, Handling(remove=False, record=False), streams)

@@ -29,6 +29,24 @@ _BEFORE = pytest.StashKey[frozenset[str]]()
 # What the host must offer -------------------------------------------------------------------------------------------
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-of-each", action="store_true", help="of a parametrised test run the first case only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --one-of-each, what repeats a test with other values is left out."""
+    if not config.option.one_of_each:
+        return
+    seen: set[str] = set()
+    kept, left = [], []
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        (left if name in seen else kept).append(item)
+        seen.add(name)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("SANDBOX_NETWORK", "none")  # a bridge is made where a test is about networks
     config.stash[_MISSING] = {}

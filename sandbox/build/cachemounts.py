@@ -19,6 +19,8 @@ import msgspec
 from sandbox.build.mounts import Sharing
 from sandbox.errors import BuildError
 from sandbox.image.drafts import remove_tree
+from sandbox.image.owners import give
+from sandbox.runtime.init import owned
 
 Identity = tuple[str, str, str]
 """Its id, the chain id it began from, the directory there."""
@@ -107,24 +109,25 @@ def _make(place: Path, owner: tuple[int, int], mode: int, begin: Callable[[Path]
     try:
         if begin is not None:
             begin(fresh)
-        if owner != (0, 0):
-            _own(fresh, owner)
         fresh.chmod(mode)
+        _own(fresh, owner)
         fresh.rename(place)
     except FileExistsError:
         remove_tree(fresh)
-    except OSError:
+    except (OSError, BuildError):
         remove_tree(fresh)
         if not place.is_dir():  # else the other one was first, and has put something in already
             raise
 
 
 def _own(path: Path, owner: tuple[int, int]) -> None:
-    try:
-        os.chown(path, *owner)
-    except PermissionError as err:
+    """Its files are their owners', as a volume's; without subordinate ids all are root's, and another owner is an error."""
+    if os.geteuid() != 0 and owner == (0, 0) and not any(path.iterdir()):
+        return
+    give(str(path), *owner)
+    if os.geteuid() != 0 and not owned.spawn("restore", str(path)) and owner != (0, 0):
         message = f"cache mount: owner {owner[0]}:{owner[1]} cannot be given without privileges"
-        raise BuildError(message, hint="build as root, or leave out uid and gid") from err
+        raise BuildError(message, hint="build as root, have subordinate ids (`sandbox doctor`), or leave out uid and gid")
 
 
 def _open_lock(home: Path, number: int) -> int:

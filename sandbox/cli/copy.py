@@ -9,6 +9,7 @@ import stat
 import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -250,14 +251,15 @@ def write_file(member: tarfile.TarInfo, data: IO[bytes], parent: int, name: str)
 def copy_in(source: str, container: Container, path: str, *, follow_link: bool = False, keep_owners: bool = False) -> None:
     """`source` of this machine to CONTAINER:`path`."""
     if source == "-":
-        container.copy_in(path, sys.stdin.buffer.read())
+        container.copy_in(path, sys.stdin.buffer)
         return
     if not os.path.lexists(source):
         raise InvalidInput(f"{source}: no such file or directory")
     local = os.path.realpath(source) if follow_link else source
     kind: Kind = "directory" if os.path.isdir(local) and (follow_link or not os.path.islink(source.rstrip("/"))) else "file"
     directory, name = container_target(container, path, kind, source)
-    container.copy_in(directory, pack(local, name, keep_owners=keep_owners))
+    with packed(local, name, keep_owners=keep_owners) as tar:
+        container.copy_in(directory, tar)
 
 
 def container_target(container: Container, path: str, kind: Kind, source: str) -> tuple[str, str]:
@@ -286,8 +288,34 @@ def kind_inside(container: Container, path: str) -> Kind | None:
     return "directory" if first_member(entry).isdir() else "file"
 
 
-def pack(source: str, name: str, *, keep_owners: bool) -> bytes:
-    """A tar of `source` under `name`; owned by root unless `keep_owners`."""
+@contextmanager
+def packed(source: str, name: str, *, keep_owners: bool) -> Iterator[IO[bytes]]:
+    """A tar of `source` under `name`, written while it is read; owned by root unless `keep_owners`. OSError for what cannot be read."""
+    read_end, write_end = os.pipe()
+    failed: list[OSError] = []
+
+    def write() -> None:
+        try:
+            with open(write_end, "wb") as out:
+                pack(source, name, out, keep_owners=keep_owners)
+        except BrokenPipeError:
+            return  # who was to read it says why
+        except OSError as err:
+            failed.append(err)
+
+    writer = threading.Thread(target=write, name="packing")
+    writer.start()
+    try:
+        with open(read_end, "rb") as tar:
+            yield tar
+    finally:
+        writer.join()
+        if failed:  # and not the half tar it caused
+            raise failed[0]
+
+
+def pack(source: str, name: str, out: IO[bytes], *, keep_owners: bool) -> None:
+    """Write a tar of `source` under `name`."""
 
     def owned(member: tarfile.TarInfo) -> tarfile.TarInfo:
         if not keep_owners:
@@ -295,7 +323,5 @@ def pack(source: str, name: str, *, keep_owners: bool) -> bytes:
         member.uname = member.gname = ""
         return member
 
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         archive.add(source, arcname=name, filter=owned)
-    return out.getvalue()

@@ -140,7 +140,7 @@ def stay(running: Running, options: RunOptions, signals: SignalProxy) -> Complet
 
 
 def take_part(container: Container, options: RunOptions, manner: Manner) -> int:
-    """Attach to a container that somebody else started; the exit status is its program's, 0 when the user leaves."""
+    """Attach to a container that somebody else started; the exit status is its program's, 0 when the user leaves it by the detach keys."""
     with Stdio.of(options, manner) as stdio, SignalProxy(is_on=manner.sig_proxy) as signals:
         running = container.attach(stdio.streams)
         if options.tty and stdio.streams.window:
@@ -167,6 +167,8 @@ def tell_end(completed: Completed, signals: SignalProxy) -> int:
         click.echo(f"sandbox: {completed.reason}", err=True)
     if completed.denied:
         click.echo(f"sandbox: --allow-net {completed.denied_text}", err=True)
+    if completed.why == "detached" and signals.passed:  # as docker, which such a signal ends
+        return 128 + signals.passed[0]
     return completed.exit_code
 
 

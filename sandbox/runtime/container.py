@@ -110,15 +110,22 @@ class Runtime:
         return {**plan, "window": streams.window, "detach_keys": streams.detach_keys.hex(), "may_leave": streams.may_leave}
 
     def exec(
-        self, container: ContainerSpec, pid: int, process: Process, streams: Streams = Streams(), *, handling: Handling = Handling()
+        self,
+        container: ContainerSpec,
+        pid: int,
+        process: Process,
+        streams: Streams = Streams(),
+        *,
+        handling: Handling = Handling(),
+        grouped: bool = True,
     ) -> Running:
-        """Start one more program in the running container whose init is `pid`."""
+        """Start one more program in the running container whose init is `pid`; with `grouped` in its cgroups."""
         state = files.read_json(str(self.record(container.id) / "state.json")) or {}
         plan = {
             "pid": procs.entered_through(pid),
             "namespaces": state.get("namespaces", []),
-            "joins": state.get("joins", []),
-            "into": state.get("into"),
+            "joins": state.get("joins", []) if grouped else [],
+            "into": state.get("into") if grouped else None,
             "process": process_plan(process, container, self._filter_for(container), _capabilities(container)),
             "window": streams.window,
             "detach_keys": streams.detach_keys.hex(),

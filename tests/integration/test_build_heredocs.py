@@ -11,7 +11,7 @@ from sandbox.runtime.container import Runtime
 from tests.support.building import GROUP, PASSWD, Workshop, fill_busybox
 from tests.support.host import requires
 
-pytestmark = requires("root", "overlay", "userns", "tool:busybox")
+pytestmark = [requires("overlay", "userns", "tool:busybox"), pytest.mark.anybody]
 
 COMPLEX = """\
 WORKDIR /dest

@@ -13,9 +13,10 @@ import pytest
 
 from sandbox import Engine
 from tests.support.host import requires
+from tests.support.image_tars import unpacked
 from tests.support.image_verify import verify_layout, verify_store
 
-pytestmark = requires("root", "image-schemas")
+pytestmark = [requires("image-schemas"), pytest.mark.anybody]
 
 DOCKERFILE = """FROM scratch
 COPY --chown=7:8 f /d/f
@@ -50,12 +51,6 @@ class Builder:
 @pytest.fixture
 def build(sandbox_command: list[str], tmp_path: Path, context: Path) -> Builder:
     return Builder(sandbox_command, tmp_path / "engine", context)
-
-
-def unpacked(archive: Path, into: Path) -> Path:
-    with tarfile.open(archive) as tar:
-        tar.extractall(into, filter="data")
-    return into
 
 
 @pytest.mark.parametrize(("compression", "kind"), [("gzip", "tar+gzip"), ("zstd", "tar+zstd"), ("uncompressed", "tar")])
@@ -179,6 +174,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_build(build: Bui
     assert not (build.root / "store.db").exists()
 
 
+@requires("root")
 def test_a_full_disk_leaves_no_half_file(build: Builder, tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "small", str(tmp_path / "small")], check=True)

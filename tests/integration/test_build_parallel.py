@@ -16,7 +16,7 @@ from tests.support.building import NOW, Workshop
 from tests.support.host import requires
 
 # One worker: check_nothing_left looks at the machine's processes, and another test's sleepers are no leftovers of this one.
-pytestmark = [requires("root", "overlay", "userns", "tool:busybox"), pytest.mark.xdist_group("parallel builds")]
+pytestmark = [pytest.mark.anybody, requires("overlay", "userns", "tool:busybox"), pytest.mark.xdist_group("parallel builds")]
 
 SLEEPERS = """FROM busybox AS one
 RUN echo one; exec sleep 4218
@@ -77,7 +77,7 @@ runtime.close()
 
 def builders(workshop: Workshop, text: str, count: int) -> list[subprocess.Popen[str]]:
     argv = [sys.executable, "-c", BUILDER, str(workshop.root / "store"), text]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     started = [subprocess.Popen(argv, stdin=-1, stdout=-1, text=True, env=environment) for _ in range(count)]
     for process in started:
         assert process.stdout is not None

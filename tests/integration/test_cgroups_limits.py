@@ -21,6 +21,7 @@ from sandbox.runtime.spec import Limits
 from tests.support.host import requires
 from tests.support.ordinary_user import OrdinaryUser
 
+pytestmark = pytest.mark.anybody
 MIB = 1 << 20
 JOIN = 'for f in $JOINS; do echo 0 > "$f" || exit 99; done; exec "$@"'
 """The builtin echo of a shell writes from the shell itself, which has one thread: what the container's first process does."""
@@ -66,7 +67,7 @@ def run(group: Cgroup, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-@requires("root", "memory")
+@requires("memory")
 def test_memory_limit_kills_and_says_so(make: Make) -> None:
     group = make(Limits(memory=32 * MIB, memory_swap=32 * MIB))
     done = run(group, f"b = bytearray(64 * {MIB}); print(len(b))")
@@ -77,14 +78,14 @@ def test_memory_limit_kills_and_says_so(make: Make) -> None:
     assert 16 * MIB < used.peak_memory <= 32 * MIB
 
 
-@requires("root", "memory")
+@requires("memory")
 def test_program_below_its_memory_limit_lives(make: Make) -> None:
     group = make(Limits(memory=64 * MIB))
     assert run(group, f"b = bytearray(16 * {MIB}); print(len(b))").stdout == f"{16 * MIB}\n"
     assert group.usage().oom_kills == 0
 
 
-@requires("root", "pids")
+@requires("pids")
 def test_process_limit_refuses_the_next_fork_and_counts_it(make: Make) -> None:
     group = make(Limits(pids=3))
     code = """
@@ -117,23 +118,22 @@ def run_and_kill(group: Cgroup, code: str) -> str:
     return line
 
 
-@requires("root", "cpus")
+@requires("cpus")
 def test_cpu_limit_throttles(make: Make) -> None:
     group = make(Limits(cpus=0.5))  # not less: an emulated machine takes a processor's seconds to start the interpreter
-    run(group, "import time\nwhile time.process_time() < 0.1: pass")
-    place = next(path for name, _, path in group.plan.places if name == "cpu")
-    counts = dict(line.split() for line in Path(place, "cpu.stat").read_text().splitlines())
-    assert int(counts["nr_throttled"]) > 0
+    counts = Path(next(path for name, _, path in group.plan.places if name == "cpu"), "cpu.stat")
+    done = run(group, f"while 'nr_throttled 0' in open({str(counts)!r}).read(): pass")  # a busy host may give less than that for a while
+    assert (done.returncode, "nr_throttled 0" in counts.read_text()) == (0, False)
 
 
-@requires("root", "cpuset")
+@requires("cpuset")
 def test_cpu_set_leaves_only_those_cpus(make: Make) -> None:
     last = max(os.sched_getaffinity(0))
     group = make(Limits(cpuset_cpus=str(last)))
     assert run(group, "import os; print(os.sched_getaffinity(0))").stdout == f"{{{last}}}\n"
 
 
-@requires("root", "memory")
+@requires("memory")
 def test_cpu_time_and_peak_are_reported(make: Make) -> None:
     group = make(Limits(memory=256 * MIB))
     run(group, f"b = bytearray(40 * {MIB})\nimport time\nwhile time.process_time() < 0.2: pass")
@@ -145,7 +145,7 @@ def test_cpu_time_and_peak_are_reported(make: Make) -> None:
     assert used.pids == 0
 
 
-@requires("root", "cpuset")
+@requires("cpuset")
 def test_refused_limit_is_an_error_and_leaves_no_group() -> None:
     plan = cgroups.discover().plan(f"test-{os.getpid()}-refused", Limits(cpuset_cpus="8191", pids=5))
     with pytest.raises(errors.Unsupported, match="CPU set: refused by Linux"):
@@ -153,7 +153,7 @@ def test_refused_limit_is_an_error_and_leaves_no_group() -> None:
     assert not any(os.path.exists(path) for path in plan.groups)
 
 
-@requires("root", "memory")
+@requires("memory")
 @pytest.mark.parametrize("layout", [cgroups.discover, v1_only], ids=["all", "v1"])
 def test_kill_ends_everything_also_what_left_its_session_or_ignores_signals(make: Make, layout: Callable[[], Layout]) -> None:
     group = make(layout=layout())
@@ -165,7 +165,7 @@ def test_kill_ends_everything_also_what_left_its_session_or_ignores_signals(make
     child.communicate()
 
 
-@requires("root", "memory")
+@requires("memory")
 @pytest.mark.parametrize("layout", [cgroups.discover, v1_only], ids=["all", "v1"])
 def test_frozen_group_stands_still_and_can_be_thawed_or_killed(make: Make, layout: Callable[[], Layout]) -> None:
     group = make(layout=layout())
@@ -184,7 +184,7 @@ def test_frozen_group_stands_still_and_can_be_thawed_or_killed(make: Make, layou
     child.communicate()
 
 
-@requires("root", "memory")
+@requires("memory")
 def test_remove_kills_what_is_inside_and_may_be_repeated(make: Make) -> None:
     group = make()
     child = start(group, "sh", "-c", "echo ready; sleep 1000")
@@ -198,7 +198,7 @@ def test_remove_kills_what_is_inside_and_may_be_repeated(make: Make) -> None:
     group.kill()
 
 
-@requires("root", "memory")
+@requires("memory")
 def test_remove_takes_groups_made_below_it(make: Make) -> None:
     group = make()
     for path in group.plan.groups:
@@ -207,7 +207,7 @@ def test_remove_takes_groups_made_below_it(make: Make) -> None:
     assert not any(os.path.exists(path) for path in group.plan.groups)
 
 
-@requires("root", "memory", "pids")
+@requires("memory", "pids")
 def test_limits_of_a_running_group_can_be_raised_and_lowered(make: Make) -> None:
     group = make(Limits(memory=32 * MIB, pids=5))
     for size in (512, 16, 64):
@@ -217,14 +217,14 @@ def test_limits_of_a_running_group_can_be_raised_and_lowered(make: Make) -> None
         assert Path(files["pids.max"]).read_text().strip() == str(size)
 
 
-@requires("root", "pids")
+@requires("pids")
 def test_limit_that_needs_a_group_the_container_lacks_cannot_be_added_later(make: Make) -> None:
     group = make(Limits(pids=5))
     with pytest.raises(errors.Unsupported, match="CPU limit: the container was started without it"):
         group.update(Limits(cpus=1))
 
 
-@requires("root", "pids")
+@requires("pids")
 def test_group_in_use_is_not_taken_over_but_an_empty_one_is(make: Make) -> None:
     group = make()
     cgroups.create(group.plan)
@@ -236,7 +236,7 @@ def test_group_in_use_is_not_taken_over_but_an_empty_one_is(make: Make) -> None:
     child.communicate()
 
 
-@requires("root", "pids")
+@requires("pids")
 def test_existing_lists_the_groups_by_id_and_the_base_goes_only_when_empty(make: Make) -> None:
     group = make()
     layout = cgroups.discover()
@@ -245,7 +245,7 @@ def test_existing_lists_the_groups_by_id_and_the_base_goes_only_when_empty(make:
     assert layout.existing()[group.plan.id] == group.plan.groups
 
 
-@requires("root", "cgroup2")
+@requires("cgroup2")
 def test_v2_group_with_processes_hands_controllers_down_once_they_moved_into_a_leaf() -> None:
     """The no-internal-processes rule for real, with whichever controller v2 has here."""
     tree = cgroups.discover().unified

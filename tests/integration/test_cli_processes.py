@@ -13,7 +13,7 @@ import pytest
 from tests.support.command_line import CommandLine, command_line, read_until, wait_all
 from tests.support.host import requires
 
-pytestmark = requires("root", "userns", "overlay")
+pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
 
 
 @pytest.fixture

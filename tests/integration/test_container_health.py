@@ -11,9 +11,8 @@ import pytest
 
 from sandbox.runtime.init import cgroup
 from tests.support.command_line import CommandLine, command_line
-from tests.support.host import requires
 
-pytestmark = requires("root")
+pytestmark = pytest.mark.anybody
 
 QUICK = ("--health-interval", "50ms")
 EXISTS = ("--health-cmd", "test -e /well && echo fine || { echo missing; exit 3; }")

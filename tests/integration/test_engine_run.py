@@ -19,9 +19,10 @@ from sandbox.errors import ContainerError, ContainerNotFound, ImageNotFound, Set
 from sandbox.options import RunOptions
 from sandbox.runtime import cgroups
 from sandbox.runtime.container import engine_mark
+from tests.support.host import requires
 
 IMAGE = "localhost/busybox"
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from sandbox.image.layers import ChangesetReader, FlatTar
 from sandbox.image.store import Store
 from tests.support.file_trees import differences, facts_of
 from tests.support.host import requires
+from tests.support.image_tars import unpacked
 from tests.support.image_verify import broken, strays, verify_layout, verify_store
 
 pytestmark = requires("root", "tool:skopeo", "tool:umoci", "image-schemas")
@@ -58,12 +59,6 @@ def skopeo(*argv: str) -> str:
     done = subprocess.run(["skopeo", "--insecure-policy", *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def unpacked(archive: Path, into: Path) -> Path:
-    with tarfile.open(archive) as tar:
-        tar.extractall(into, filter="data")
-    return into
 
 
 FORMATS = [("oci", None), ("oci", "gzip"), ("oci", "zstd"), ("docker", None), ("docker", "gzip")]

@@ -28,7 +28,7 @@ from tests.support.host import requires
 from tests.support.kernel import KERNEL_MARKS, Kernel, KernelPlace, kernel_place, started_kernel
 from tests.support.language_images import place_program
 
-pytestmark = KERNEL_MARKS
+pytestmark = [pytest.mark.anybody, requires("userns", "overlay"), *KERNEL_MARKS[1:]]  # the first asks for root
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from sandbox.options import RunOptions
 from sandbox.runtime.spec import Completed
 from tests.support.host import requires
 
-pytestmark = requires("root", "userns", "overlay")
+pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
 MIB = 1 << 20
 
 
@@ -74,6 +74,16 @@ def test_cpu_set_is_all_it_may_run_on(engine: Engine) -> None:
     assert done.stdout.split() == [b"Cpus_allowed_list:", str(last).encode(), b"Mems_allowed_list:", b"0"]
 
 
+@requires("pressure", "cpuset")
+def test_waiting_for_a_processor_is_told(engine: Engine) -> None:
+    """Two that want one processor: each waits about as long as the other runs."""
+    spin = "while [ $i -lt 100000 ]; do i=$((i+1)); done"
+    done = run(engine, f"i=0; {spin} & {spin}; wait", cpuset_cpus=str(max(os.sched_getaffinity(0))))
+    assert done.usage.cpu_stall is not None
+    assert done.usage.cpu_stall > 0
+    assert done.usage.memory_stall is not None
+
+
 @requires("pids")
 def test_fork_bomb_is_named_and_the_host_goes_on(engine: Engine) -> None:
     bomb = "b() { b | b & }; b; i=0; while [ $i -lt 200 ]; do (:) || exit 1; i=$((i+1)); done; exit 1"
@@ -126,8 +136,13 @@ def test_printer_below_its_limit_ends_by_itself(engine: Engine) -> None:
     assert (done.why, len(done.stdout), len(done.stderr)) == ("exited", 100_000, 1000)
 
 
-def test_disk_filler_is_stopped_and_named(engine: Engine) -> None:
-    done = run(engine, "dd if=/dev/zero of=/f bs=1M count=2000", storage_opt=16 * MIB)
+PLACES = pytest.mark.parametrize("place", ["cd /", "mkdir -m 0 /d; chown 5:6 /d; cd /d"])
+"""Where anybody can look, and where only the container's root can."""
+
+
+@PLACES
+def test_disk_filler_is_stopped_and_named(engine: Engine, place: str) -> None:
+    done = run(engine, f"{place}; dd if=/dev/zero of=f bs=1M count=2000", storage_opt=16 * MIB)
     assert (done.why, done.reason) == ("disk", "disk full: wrote more than --storage-opt size=16 MiB")
     assert host_answers(engine)
 
@@ -143,8 +158,9 @@ def test_disk_filler_of_many_small_files_is_stopped_too(engine: Engine) -> None:
     assert run(engine, script, storage_opt=2 * MIB, timeout=60.0).why == "disk"
 
 
-def test_program_that_writes_less_is_left_alone(engine: Engine) -> None:
-    done = run(engine, "dd if=/dev/zero of=/f bs=1M count=8; sleep 0.3; ls -l /f >&2; exit 3", storage_opt=16 * MIB)
+@PLACES
+def test_program_that_writes_less_is_left_alone(engine: Engine, place: str) -> None:
+    done = run(engine, f"{place}; dd if=/dev/zero of=f bs=1M count=8; sleep 0.3; ls -l f >&2; exit 3", storage_opt=16 * MIB)
     assert (done.why, done.exit_code) == ("exited", 3)
     assert done.usage.io_written is not None
     assert done.usage.io_written >= 8 * MIB

@@ -16,7 +16,7 @@ from tests.support.kernel import Kernel, printed
 from tests.support.leftovers import nothing_left
 
 pytestmark = [
-    requires("root"),
+    pytest.mark.anybody,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -113,6 +113,10 @@ def test_values_go_in_and_out(kernel: Kernel) -> None:
     kernel.run("rows, name = [1, 2, {'k': None}], 'ü'")
     kernel.run(f"%%container --in rows,name -o out,n {PY}\nout = [*rows, name]; n = len(out)")
     assert kernel.text("print(out, n)") == "[1, 2, {'k': None}, 'ü'] 4\n"
+
+
+@requires("root")  # numpy is not installed for the ordinary user of the tests
+def test_values_that_need_a_library_inside_say_so(kernel: Kernel) -> None:
     assert "needs numpy" in kernel.error(f"%%container --in a {PY}\na" if kernel.run("a = np.zeros(3)") == [] else "")["evalue"]
 
 

@@ -20,10 +20,11 @@ from kernelspec import dialects
 from kernelspec.orphans import KERNEL_LABEL
 from sandbox.engine import Engine
 from sandbox.errors import ContainerNotFound
+from tests.support.host import requires
 from tests.support.kernel import KERNEL_MARKS, Kernel, kernel_place, printed, started_kernel
 from tests.support.language_images import IMAGE, add_languages
 
-pytestmark = KERNEL_MARKS
+pytestmark = [pytest.mark.anybody, requires("userns", "overlay"), *KERNEL_MARKS[1:]]  # the first asks for root
 
 MEMORY = 200 << 20
 

@@ -20,11 +20,10 @@ from sandbox.session import inside
 from sandbox.session.believed import MOST_DISPLAYS, CellCode, CellOutcome
 from sandbox.session.interpreter import Interpreter
 from sandbox.session.session import Session
-from tests.support.host import requires
 from tests.support.leftovers import nothing_left
 from tests.support.recorder import Recorder
 
-pytestmark = requires("root")
+pytestmark = pytest.mark.anybody
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,11 @@ from sandbox.session.believed import CellCode, CellOutcome
 from sandbox.session.channel import Channel
 from sandbox.session.runners import runner_for
 from sandbox.session.session import Session
-from tests.support.host import requires
 from tests.support.language_images import IMAGE, add_languages
 from tests.support.leftovers import nothing_left
 from tests.support.recorder import Recorder
 
-pytestmark = requires("root")
+pytestmark = pytest.mark.anybody
 
 SHELLS = ("bash", "sh")
 

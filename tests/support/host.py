@@ -70,6 +70,11 @@ def _cgroup2() -> str | None:
     return None if cgroups.discover().unified else "no cgroup v2 tree to write to"
 
 
+def _pressure() -> str | None:
+    """Pressure stall information, which v2 groups tell."""
+    return _cgroup2() or (None if os.path.exists("/proc/pressure/cpu") else "no /proc/pressure: this Linux has no PSI")
+
+
 def _network() -> str | None:
     """Fetch one small package as pip is configured here."""
     with tempfile.TemporaryDirectory() as target:
@@ -101,6 +106,7 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "pids": _limit("pids"),
     "io": _limit("io"),
     "cgroup2": _cgroup2,
+    "pressure": _pressure,
     "network": _network,
     "loopback": _loopback,
     "tun": _tun,

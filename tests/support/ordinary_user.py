@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.runtime import cgroups
+
 
 @dataclass(frozen=True)
 class OrdinaryUser:
@@ -29,10 +31,17 @@ class OrdinaryUser:
         os.chown(path, self.uid, self.gid)
 
     def run(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 60
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = 60,
+        groups: Sequence[Path] = (),
     ) -> subprocess.CompletedProcess[str]:
-        """Run it as this user, in a new session, with no group or capability of ours."""
-        drop = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--init-groups", "--inh-caps=-all", "--reset-env"]
+        """Run it as this user, in a new session, with no group or capability of ours, in these cgroups."""
+        join = ["sh", "-c", _JOIN, "sh", " ".join(map(str, groups))] if groups else []
+        drop = [*join, "setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--init-groups", "--inh-caps=-all", "--reset-env"]
         settings = {"HOME": str(self.home), "PATH": os.environ["PATH"], **(env or {})}
         words = [f"{name}={value}" for name, value in settings.items()]
         return subprocess.run(
@@ -40,6 +49,7 @@ class OrdinaryUser:
         )
 
 
+_JOIN = 'for group in $1; do echo 0 > "$group/cgroup.procs"; done; shift; exec "$@"'
 Say = Callable[..., "subprocess.CompletedProcess[str]"]
 """A command line's words, `check` and `timeout` → how it ended."""
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -110,6 +120,31 @@ def ordinary_user(*, subordinate_ids: bool = True) -> Iterator[OrdinaryUser]:
         with _taking_turns():
             subprocess.run(["userdel", "--force", name], check=True, capture_output=True)
         subprocess.run(["rm", "-rf", "--one-file-system", home], check=True)
+
+
+@contextmanager
+def delegated_groups(user: OrdinaryUser) -> Iterator[list[Path]]:
+    """A cgroup of this user's in every tree of this host, as systemd's `Delegate=yes` gives: below it limits can be enforced."""
+    groups = []
+    for tree in cgroups.discover().hierarchies:
+        if not tree.obstacle:
+            groups.append(_delegate(tree.base / user.name, user))
+    try:
+        yield groups
+    finally:
+        for group in groups:
+            subprocess.run(["find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"], check=True)
+
+
+def _delegate(group: Path, user: OrdinaryUser) -> Path:
+    group.mkdir()
+    for name in ("cpuset.cpus", "cpuset.mems"):  # v1: a new group has none, and takes nobody
+        if (group / name).exists() and not (group / "cgroup.subtree_control").exists():
+            (group / name).write_text((group.parent / name).read_text())
+    for place in (group, *(group / name for name in ("cgroup.procs", "tasks", "cgroup.threads", "cgroup.subtree_control"))):
+        if place.exists():
+            os.chown(place, user.uid, user.gid)
+    return group
 
 
 def _set_subordinate_ids(name: str, first: int | None) -> None:

@@ -213,6 +213,8 @@ def test_targets_that_cannot_be(tmp_path: Path, target: str, kind: str) -> None:
 def test_what_goes_into_a_container_belongs_to_root(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d/f").write_text("x")
-    with tarfile.open(fileobj=io.BytesIO(pack(str(tmp_path / "d"), "new", keep_owners=False))) as archive:
+    out = io.BytesIO()
+    pack(str(tmp_path / "d"), "new", out, keep_owners=False)
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
         assert archive.getnames() == ["new", "new/f"]
         assert {(m.uid, m.gid, m.uname) for m in archive} == {(0, 0, "")}

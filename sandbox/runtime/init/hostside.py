@@ -57,14 +57,8 @@ def set_before_it_may_not(pid: int, facts: Mapping[str, Any]) -> None:
 
 
 def map_ids(pid: int, idmap: Mapping[str, Any]) -> int:
-    """Write the maps of init's user namespace (user_namespaces(7)) and open it."""
-    if idmap.get("helpers"):
-        subids.write_maps(pid, idmap)
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    if not idmap["setgroups"]:
-        cgroup.write(f"/proc/{pid}/setgroups", "deny")
-    for kind in ("uid", "gid"):
-        cgroup.write(f"/proc/{pid}/{kind}_map", "".join(f"{inner} {outer} {count}\n" for inner, outer, count in idmap[kind]))
+    """Write the maps of init's user namespace and open it."""
+    subids.write_maps(pid, idmap)
     return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -87,12 +81,15 @@ def detach_host_mount(source: Mapping[str, Any], userns: int) -> int:
     return tree
 
 
-def io_of(pid: int) -> tuple[dict[str, float], int | None]:
+def io_of(pid: int, told: str) -> tuple[dict[str, float], int | None]:
     """What init and all it has reaped read from and wrote to disks (proc(5), /proc/pid/io), before it is reaped itself; and the
-    bytes they wrote to anything: a tmpfs is no disk."""
+    bytes they wrote to anything: a tmpfs is no disk. `told`: what init said of it, for an ordinary user cannot read it."""
     try:
         with open(f"/proc/{pid}/io", encoding="ascii") as file:
-            fields = dict(line.split(": ") for line in file.read().splitlines())
-    except (OSError, ValueError):
+            text = file.read()
+    except OSError:
+        text = told
+    fields = dict(line.split(": ") for line in text.splitlines())
+    if not fields:
         return {}, None
     return {"io_read": int(fields["read_bytes"]), "io_written": int(fields["write_bytes"])}, int(fields["wchar"])

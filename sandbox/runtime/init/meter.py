@@ -17,21 +17,22 @@ from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 _LEAST_PAUSE = 0.05
 _SHARE = 10
 """A walk is followed by a pause ten times as long: a tenth of one CPU at most."""
 
 
-def start(upper: str, groups: Sequence[str], init: int, limit: int) -> tuple[int, int]:
+def start(upper: str, groups: Sequence[str], init: int, limit: int, idmap: Mapping[str, Any] | None) -> tuple[int, int]:
     """Fork the watcher; its pid and pidfd, which can be read once more than `limit` bytes are there."""
     pid = os.fork()
     if pid == 0:
         try:
             s.prctl(s.PR_SET_PDEATHSIG, signal.SIGKILL)
             os.closerange(3, 4096)
-            _watch(upper, groups, init, limit)
+            _watch(upper, groups, init, limit, idmap)
         finally:
             os._exit(0)
     return pid, os.pidfd_open(pid)
@@ -44,13 +45,38 @@ def stop(pid: int, pidfd: int) -> None:
     os.waitpid(pid, 0)
 
 
-def _watch(upper: str, groups: Sequence[str], init: int, limit: int) -> None:
-    device = os.stat(f"/proc/{init}/root").st_dev
+def _watch(upper: str, groups: Sequence[str], init: int, limit: int, idmap: Mapping[str, Any] | None) -> None:
+    device = _root_device(init)
     while True:
         before = time.monotonic()
-        if bytes_below(upper) + _deleted_bytes(groups, device) > limit:
+        if _bytes_of(upper, idmap) + _deleted_bytes(groups, device) > limit:
             return
         time.sleep(max(_LEAST_PAUSE, _SHARE * (time.monotonic() - before)))
+
+
+def _root_device(init: int) -> int:
+    """The device of a container's root. /proc/PID/root would tell, but for an ordinary user: init is not dumpable."""
+    with open(f"/proc/{init}/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        rows = [line.split(" ", 5) for line in mounts]
+    major, minor = next(row[2] for row in reversed(rows) if row[4] == "/").split(":")
+    return os.makedev(int(major), int(minor))
+
+
+def _bytes_of(upper: str, idmap: Mapping[str, Any] | None) -> int:
+    """As `bytes_below`, also where an ordinary user may not look: inside a user namespace."""
+    try:
+        return bytes_below(upper)
+    except PermissionError:
+        from sandbox.runtime.init import owned  # rarely needed
+
+        result, told = os.pipe()
+        try:
+            if not owned.perform("measure", upper, str(told), idmap=idmap):
+                raise
+            return int(os.read(result, 32))
+        finally:
+            os.close(result)
+            os.close(told)
 
 
 def bytes_below(directory: str) -> int:

@@ -36,7 +36,7 @@ _FAILED = 1
 
 
 def perform(job: str, *paths: str, idmap: Mapping[str, Any] | None = None) -> bool:
-    """Do one of `JOBS` in a child of a process without threads; False: it failed, or this user has no subordinate ids."""
+    """Do one of `JOBS` in a child of a process without threads; False: it failed, or there is no `idmap` for want of subordinate ids."""
     idmap = idmap or subids.find(os.geteuid(), os.getegid())
     if idmap is None:
         return False
@@ -45,7 +45,7 @@ def perform(job: str, *paths: str, idmap: Mapping[str, Any] | None = None) -> bo
     if child == 0:
         os.close(ready)
         os.close(go)
-        _be_inside(job, paths, tell, wait)
+        _be_inside(job, paths, tell, wait, bool(idmap["setgroups"]))
     try:
         os.close(tell)
         os.close(wait)
@@ -72,7 +72,7 @@ def spawn(job: str, *paths: str) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def _be_inside(job: str, paths: tuple[str, ...], tell: int, wait: int) -> None:
+def _be_inside(job: str, paths: tuple[str, ...], tell: int, wait: int, others: bool) -> None:
     """In the child: become root of a user namespace of its own; never returns."""
     code = _FAILED
     try:
@@ -80,7 +80,8 @@ def _be_inside(job: str, paths: tuple[str, ...], tell: int, wait: int) -> None:
         os.write(tell, b"x")
         os.close(tell)
         if os.read(wait, 1):
-            os.setgroups([])
+            if others:
+                os.setgroups([])
             os.setresgid(0, 0, 0)
             os.setresuid(0, 0, 0)
             os.umask(0)
@@ -161,6 +162,13 @@ def names(top: str, out: str) -> None:
                 file.write((b"D" if is_removed else b"-") + os.fsencode(path[len(top) :]) + b"\0")
 
 
+def measure(top: str, told: str) -> None:
+    """To this descriptor, how many bytes the files below take."""
+    from sandbox.runtime.init import meter  # which asks for this
+
+    os.write(int(told), b"%d" % meter.bytes_below(top))
+
+
 def _given(directory: str, entries: Entries) -> Iterator[tuple[str, Owner]]:
     """Those of a directory's entries that need a file of their own in a twin."""
     links = _LinkOwners.of(directory, entries)
@@ -203,7 +211,7 @@ def remove(top: str) -> None:
         os.rmdir(path)
 
 
-JOBS: dict[str, Callable[..., None]] = {job.__name__: job for job in (harvest, restore, twin, copy, names, remove)}
+JOBS: dict[str, Callable[..., None]] = {job.__name__: job for job in (harvest, restore, twin, copy, names, measure, remove)}
 
 
 def _directories(top: str) -> Iterator[tuple[str, Entries]]:

@@ -37,7 +37,7 @@ def run(facts: Mapping[str, Any], supervisor: socket.socket, joins: Sequence[int
     code = 125
     try:
         close_others({0, 1, 2, supervisor.fileno(), *joins})
-        setup = _stand(facts, supervisor, joins)
+        setup, own_io = _stand(facts, supervisor, joins)
         message, fds = link.receive(supervisor)
         if message is None:
             return
@@ -49,7 +49,7 @@ def run(facts: Mapping[str, Any], supervisor: socket.socket, joins: Sequence[int
             link.send(supervisor, {"event": "ready", "stubs": setup.stubs}, setup.handed)
             for fd in setup.handed:
                 os.close(fd)
-        code = serve_program(plan, supervisor, stdio)
+        code = serve_program(plan, supervisor, stdio, own_io)
     except steps.StepError as err:
         say(supervisor, {"event": "refused", "code": 125, "message": str(err), "step": err.step, "errno": err.errno})
     except program.Refused as err:
@@ -62,13 +62,15 @@ def run(facts: Mapping[str, Any], supervisor: socket.socket, joins: Sequence[int
         os._exit(code)
 
 
-def _stand(facts: Mapping[str, Any], supervisor: socket.socket, joins: Sequence[int]) -> steps.Setup:
-    """In its groups, root of its user namespace, with the kernel's file systems built: all that needs no orders."""
+def _stand(facts: Mapping[str, Any], supervisor: socket.socket, joins: Sequence[int]) -> tuple[steps.Setup, int]:
+    """In its groups, root of its user namespace, with the kernel's file systems built: all that needs no orders. Also where to read what
+    it read and wrote."""
     if link.receive(supervisor)[0] is None:
         os._exit(125)
     for fd in joins:
         os.write(fd, b"0")
         os.close(fd)
+    own_io = _open_own_io() if facts["idmap"] and os.geteuid() == 0 else -1  # its root is whoever made us: an ordinary user
     _become_root(facts)
     leave_keyring()
     _die_with_supervisor(supervisor)
@@ -77,7 +79,7 @@ def _stand(facts: Mapping[str, Any], supervisor: socket.socket, joins: Sequence[
         s.unshare(s.CLONE_NEWCGROUP)
     setup = steps.Setup()
     steps.perform(facts["ground_steps"], setup)
-    return setup
+    return setup, own_io
 
 
 def close_others(keep: set[int]) -> None:
@@ -125,8 +127,9 @@ def forget_imports() -> None:
     sys.path_hooks.clear()
 
 
-def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int]) -> int:
-    """Start the program, report it, wait for it; the exit code init should end with. Raises program.Refused."""
+def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Sequence[int], own_io: int = -1) -> int:
+    """Start the program, report it, wait for it; the exit code init should end with. `own_io`: where to read what the supervisor cannot.
+    Raises program.Refused."""
     # Blocked before the program exists: a signal that arrives early waits for the loop below.
     _signal.pthread_sigmask(_signal.SIG_BLOCK, _AWAITED)
     entry = _entry(plan["process"])
@@ -138,8 +141,17 @@ def serve_program(plan: Mapping[str, Any], supervisor: socket.socket, stdio: Seq
         os.dup2(null, fd)
     link.send(supervisor, {"event": "started"})
     status = reap_until(pid, _AWAITED)
-    say(supervisor, {"event": "ended", "status": status})
+    say(supervisor, {"event": "ended", "status": status, "io": os.pread(own_io, 1024, 0).decode("ascii") if own_io >= 0 else ""})
     return os.waitstatus_to_exitcode(status) & 0x7F
+
+
+def _open_own_io() -> int:
+    """Where Linux says what we and all we have reaped read and wrote. An ordinary user's supervisor may not read that once we are not
+    dumpable, and we only if it was opened before; in the host's /proc."""
+    try:
+        return os.open("/proc/self/io", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # a Linux without I/O accounting
+        return -1
 
 
 def load_entry(process: Mapping[str, Any]) -> None:

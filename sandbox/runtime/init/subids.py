@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+from sandbox.runtime.init import cgroup
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,9 +66,21 @@ def _inner(number: int, rows: list[list[int]]) -> int:
 
 
 def write_maps(pid: int, idmap: Mapping[str, Any]) -> None:
-    """Map the ids of the user namespace of `pid` through the helpers; PermissionError says what they did not take."""
+    """Map the ids of the user namespace of `pid` (user_namespaces(7)), through the helpers where a plan has some; PermissionError says
+    what those did not take."""
+    if not idmap.get("helpers"):
+        _write_own(pid, idmap)
+        return
     for kind, helper in zip(("uid", "gid"), idmap["helpers"], strict=True):
         words = [str(number) for row in idmap[kind] for number in row]
         child = os.posix_spawn(helper, [helper, str(pid), *words], {})
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
             raise PermissionError(1, f"{helper} refused (see /etc/sub{kind})", f"{kind} map")
+
+
+def _write_own(pid: int, idmap: Mapping[str, Any]) -> None:
+    """What Linux lets us map ourselves: anything for root, else our own id."""
+    if not idmap["setgroups"]:
+        cgroup.write(f"/proc/{pid}/setgroups", "deny")
+    for kind in ("uid", "gid"):
+        cgroup.write(f"/proc/{pid}/{kind}_map", "".join(f"{inner} {outer} {count}\n" for inner, outer, count in idmap[kind]))

@@ -73,6 +73,7 @@ class Container:
         self.ending = ""
         self.meter: tuple[int, int] | None = None
         self.reported: int | None = None
+        self.told_io = ""
         self.account: dict[str, Any] = {}
         self.written = _MUCH
         self.grave = ""
@@ -224,6 +225,7 @@ class Container:
         message, _ = link.receive(self.link)
         self.reported = -1 if message is None else int(message["status"])  # -1: nothing
         if message is not None:
+            self.told_io = message["io"]
             self._settle()
 
     def _serve_client(self, client: clients.Client) -> None:
@@ -316,7 +318,7 @@ class Container:
         """Watch what it writes, where that is limited."""
         if self.plan.get("storage_size"):
             groups = self.plan["cgroup"]["groups"] if self.plan["cgroup"] else []
-            self.meter = meter.start(self.plan["upper"], groups, self.pid, self.plan["storage_size"])
+            self.meter = meter.start(self.plan["upper"], groups, self.pid, self.plan["storage_size"], self.plan["idmap"])
 
     def _stop_meter(self) -> None:
         if self.meter is not None:
@@ -362,7 +364,7 @@ class Container:
         if self.account:
             return
         wall = time.time() - self.started
-        moved, written = hostside.io_of(self.pid)
+        moved, written = hostside.io_of(self.pid, self.told_io)
         self.written = _MUCH if written is None else written
         used = cgroup.read(dict(self.plan["cgroup"]["report"])) if self.plan["cgroup"] else {}
         self.account = {"wall": wall, "used": {**moved, **{name: value for name, value in used.items() if value is not None}}}
