@@ -309,6 +309,7 @@ def test_a_copy_that_cannot_be_says_why(sandbox: CommandLine, tmp_path: Path, so
     assert message in done.err
 
 
+@requires("root")  # sets a capability from outside
 def test_export_and_cp_keep_the_attributes_of_files(sandbox: CommandLine, tmp_path: Path) -> None:
     capability = bytes.fromhex("0100000200200000000000000000000000000000")  # CAP_NET_RAW, as ping has it
     sandbox.ok("run", "--name", "made", "busybox", "sh", "-c", "mkdir /d; echo ping > /d/ping")

@@ -12,6 +12,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from sandbox.engine import Engine
+from tests.support.host import requires
 from tests.support.kernel import Kernel
 
 pytestmark = [
@@ -88,6 +89,7 @@ def test_dockerfile_error_has_a_caret_and_a_suggestion(kernel: Kernel) -> None:
     assert "did you mean RUN?" in lines
 
 
+@requires("root")  # an ordinary user has no lists
 def test_a_cell_on_a_short_list_says_what_it_was_denied(kernel: Kernel) -> None:
     flags = "--allow-net good.example.test:443,192.0.2.8 --network-rate 8mbit"
     body = "nc -w 1 192.0.2.7 80 < /dev/null || echo refused; nslookup evil.example.test > /dev/null || echo unknown"
