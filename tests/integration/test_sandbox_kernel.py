@@ -118,9 +118,11 @@ class TestSh(_Shell):
 # What jupyter_kernel_test leaves out
 
 
-def started(root: Path, language: str, *, env: dict[str, str] | None = None) -> AbstractContextManager[tuple[KernelManager, Kernel]]:
-    """A kernel of that language, ready; shut down afterwards."""
-    return started_kernel(f"sandbox-{language}", root, root.parent, env=env)
+def started(
+    root: Path, language: str, *, env: dict[str, str] | None = None, killed: bool = False
+) -> AbstractContextManager[tuple[KernelManager, Kernel]]:
+    """A kernel of that language, ready; shut down afterwards, or `killed`."""
+    return started_kernel(f"sandbox-{language}", root, root.parent, env=env, killed=killed)
 
 
 @pytest.fixture(scope="module")

@@ -144,8 +144,9 @@ def started_kernel(
     *,
     env: Mapping[str, str] | None = None,
     connection_file: str = "",
+    killed: bool = False,
 ) -> Iterator[tuple[KernelManager, Kernel]]:
-    """A kernel of that name, ready; shut down afterwards."""
+    """A kernel of that name, ready; shut down afterwards, or `killed`."""
     manager = KernelManager(kernel_name=name, connection_file=connection_file)
     manager.start_kernel(cwd=str(cwd), env={**os.environ, **(env or {})})
     client = manager.blocking_client()
@@ -155,4 +156,4 @@ def started_kernel(
         yield manager, Kernel(client, root, manager.interrupt_kernel)
     finally:
         client.stop_channels()
-        manager.shutdown_kernel(now=False)
+        manager.shutdown_kernel(now=killed)
