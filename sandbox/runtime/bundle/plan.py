@@ -119,7 +119,10 @@ def _first_steps(config: Config, rootfs: str, steps: list[Step]) -> list[Step]:
         raise InvalidBundle(f"linux.rootfsPropagation {asked}: not one of {', '.join(PROPAGATION)}")
     first = propagation if propagation & (s.MS_PRIVATE | PROPAGATION["slave"]) else PROPAGATION["rslave"]
     sources = {a["source"]: ("open_source", {"path": a["source"], "recursive": a["recursive"]}) for name, a in steps if name == "bind"}
-    return [("propagate", {"flags": first | s.MS_REC}), ("open_root", {"path": rootfs}), *sources.values()]
+    ours: list[Step] = [("propagate", {"flags": first | s.MS_REC}), ("open_root", {"path": rootfs})]
+    # A shared root's binds stay their sources' peers, so they are opened while those are shared; the tree itself never is: what init mounts
+    # on its way would be mounted on the host.
+    return [*sources.values(), *ours] if "shared" in asked else [*ours, *sources.values()]
 
 
 def _steps(config: Config, bundle: Path, groups: Groups, *, own_users: bool) -> list[Step]:
