@@ -55,7 +55,7 @@ LANGUAGES: dict[str, Language] = {
     "php": Language("php", ("-r",)),
     "awk": Language("awk", ()),
     "lua": Language("lua", ("-e",)),
-    "r": Language("Rscript", ("-e",)),
+    "r": Language("Rscript", ("--slave", "--no-restore", "-e")),  # as Rscript does by itself; R would greet, and echo the cell
     "julia": Language("julia", ("-e",)),
 }
 

@@ -115,6 +115,12 @@ def test_the_first_rule_chooses_the_language(
     assert (chosen.program, chosen.body_on_stdin) == (program, on_stdin)
 
 
+@pytest.mark.parametrize("program", ["R", "/usr/lib/R/bin/R", "Rscript"])
+def test_r_neither_greets_nor_echoes(program: str) -> None:
+    own = choose("1 + 1", lang=None, argv=(), entrypoint=None, facts=ImageFacts("i", (), (program,), {}, lambda _: True))
+    assert (own.entrypoint, own.argv) == (program, ("--slave", "--no-restore", "-e", "1 + 1"))
+
+
 def test_no_shell_and_nothing_named_is_an_error() -> None:
     with pytest.raises(InvalidOption, match="neither bash nor sh"):
         choose("x", lang=None, argv=(), entrypoint=None, facts=ImageFacts("i", (), (), {}, lambda _: False))
