@@ -18,6 +18,7 @@ from sandbox.options import RunOptions
 from sandbox.records import Record, Records
 from sandbox.runtime.container import new_id
 from sandbox.runtime.spec import Allowed, ContainerSpec, Mount, Rootfs
+from sandbox.spreading import check_propagation
 from sandbox.volumes import Volumes
 
 _BUNDLE = 8 << 20
@@ -178,10 +179,12 @@ class Creator:
     def _bind(self, request: VolumeRequest, number: int, image: Image, directory: Path, options: RunOptions, made: list[str]) -> Mount:
         if request.kind == "bind":
             source = self._host_directory(request)
+            check_propagation(request.propagation, source, userns=options.userns)
         else:
             source = self._volume(request, number, image, directory, options)
             made += [] if request.source else [str(source)]
-        return Mount("bind", request.target, str(source), read_only=request.read_only)
+        spreads = () if request.propagation == "rprivate" else (request.propagation,)
+        return Mount("bind", request.target, str(source), read_only=request.read_only, options=spreads)
 
     def _host_directory(self, request: VolumeRequest) -> Path:
         source = Path(request.source).expanduser().absolute()

@@ -25,7 +25,7 @@ _HOST = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9.-]{0,62}")
 
 class VolumeRequest(msgspec.Struct, frozen=True):
     """One -v or --mount: `source` is a host path (kind bind; `make`: it is made where it is missing) or a volume's name (named; empty:
-    anonymous; `copy`: an empty one begins with the image's files)."""
+    anonymous; `copy`: an empty one begins with the image's files). `propagation`: one of PROPAGATIONS, of a host path."""
 
     kind: Literal["bind", "named"]
     source: str
@@ -33,6 +33,7 @@ class VolumeRequest(msgspec.Struct, frozen=True):
     read_only: bool = False
     copy: bool = True
     make: bool = True
+    propagation: str = "rprivate"
 
 
 def make_process(config: RunConfig, argv: Sequence[str], options: RunOptions, env: Mapping[str, str]) -> Process:
@@ -302,16 +303,28 @@ def parse_volume(text: str) -> VolumeRequest:
         raise InvalidOption(f"--volume {text!r}: not of the form SRC:DST[:ro]")
     source, target = ("", parts[0]) if len(parts) == 1 else (parts[0], parts[1])
     options = parts[2].split(",") if len(parts) == 3 else []
-    if unknown := set(options) - {"ro", "rw", "nocopy"}:
-        raise InvalidOption(f"--volume {text!r}: option {', '.join(sorted(unknown))} is not supported", hint="ro, rw and nocopy are")
+    if unknown := set(options) - {"ro", "rw", "nocopy", *PROPAGATIONS}:
+        hint = f"ro, rw, nocopy and {', '.join(PROPAGATIONS)} are"
+        raise InvalidOption(f"--volume {text!r}: option {', '.join(sorted(unknown))} is not supported", hint=hint)
+    propagation = [option for option in options if option in PROPAGATIONS]
+    if len(propagation) > 1:
+        raise InvalidOption(f"--volume {text!r}: {' and '.join(propagation)} contradict each other")
     if not target.startswith("/") or target == "/":
         raise InvalidOption(f"--volume {text!r}: {target!r} is not an absolute path inside the container")
     is_path = source.startswith(("/", ".", "~"))
     if source and not is_path and not _VOLUME_NAME.fullmatch(source):
         raise InvalidOption(f"--volume {text!r}: {source!r} is no volume name", hint="for a directory begin it with / or ./")
-    return VolumeRequest("bind" if is_path else "named", source, target.rstrip("/"), "ro" in options, copy="nocopy" not in options)
+    if propagation and not is_path:
+        raise InvalidOption(f"--volume {text!r}: {propagation[0]} is for directories of the host")
+    return VolumeRequest(
+        "bind" if is_path else "named", source, target.rstrip("/"), "ro" in options, copy="nocopy" not in options,
+        propagation="".join(propagation) or "rprivate",
+    )  # fmt: skip
 
 
+PROPAGATIONS = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
+"""mount_namespaces(7): where mounts made later, below a host path or its place inside, are seen too. All of them reach what is
+mounted below: a private mount with a shared one in it would not be private."""
 _MOUNT_KEYS = {
     "bind": {"type", "source", "target", "readonly", "bind-propagation"},
     "volume": {"type", "source", "target", "readonly", "volume-nocopy"},
@@ -321,8 +334,7 @@ _MOUNT_WORDS = {"src": "source", "dst": "target", "destination": "target", "ro":
 
 
 def parse_mount(text: str) -> VolumeRequest | tuple[str, tuple[str, ...]]:
-    """docker's --mount: `type=volume|bind|tmpfs,source=…,target=…,…`; a tmpfs as `parse_tmpfs` gives it. What it mounts on the host stays
-    there and what the container mounts stays inside: of the propagations only private ones are."""
+    """docker's --mount: `type=volume|bind|tmpfs,source=…,target=…,…`; a tmpfs as `parse_tmpfs` gives it."""
     pairs = [entry.partition("=") for entry in text.split(",")]
     given = {_MOUNT_WORDS.get(key.strip().lower(), key.strip().lower()): value.strip() for key, _, value in pairs}
     kind = given.get("type", "volume")
@@ -341,12 +353,14 @@ def parse_mount(text: str) -> VolumeRequest | tuple[str, tuple[str, ...]]:
         raise InvalidOption(f"--mount {text!r}: source {source!r} is not a path")
     if kind == "volume" and source and not _VOLUME_NAME.fullmatch(source):
         raise InvalidOption(f"--mount {text!r}: {source!r} is no volume name", hint="for a directory say type=bind")
-    if given.get("bind-propagation", "rprivate") not in ("rprivate", "private"):
-        raise InvalidOption(f"--mount {text!r}: bind-propagation {given['bind-propagation']} is not supported", hint="rprivate is")
+    propagation = given.get("bind-propagation", "rprivate")
+    if propagation not in PROPAGATIONS:
+        raise InvalidOption(f"--mount {text!r}: bind-propagation {propagation} is none of {', '.join(PROPAGATIONS)}")
     switches = {name: _is_on(text, name, given[name]) for name in ("readonly", "volume-nocopy") if name in given}
     copy = not switches.get("volume-nocopy", False)
     request_kind: Literal["bind", "named"] = "bind" if kind == "bind" else "named"
-    return VolumeRequest(request_kind, source, target.rstrip("/"), switches.get("readonly", False), copy=copy, make=False)
+    read_only = switches.get("readonly", False)
+    return VolumeRequest(request_kind, source, target.rstrip("/"), read_only, copy=copy, make=False, propagation=propagation)
 
 
 def _is_on(text: str, name: str, value: str) -> bool:

@@ -37,9 +37,9 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """One mount. bind: `source` is a host path. tmpfs: `options` as size=64m. file: one file of this `text` that is nowhere
-    but in the container's own memory, with the `options` mode, uid, gid. layers: what `source` is in these layer directories,
-    lowest first; with `upper` and `work` it can be written to."""
+    """One mount. bind: `source` is a host path, `options` its propagation where that is not rprivate. tmpfs: `options` as size=64m.
+    file: one file of this `text` that is nowhere but in the container's own memory, with the `options` mode, uid, gid. layers: what
+    `source` is in these layer directories, lowest first; with `upper` and `work` it can be written to."""
 
     kind: Literal["bind", "tmpfs", "file", "layers"]
     target: str

@@ -18,7 +18,9 @@ from typing import Literal
 
 import pytest
 
+from sandbox.containers import Container
 from sandbox.engine import Engine
+from sandbox.errors import InvalidOption
 from sandbox.options import RunOptions
 from tests.support.host import requires
 
@@ -101,6 +103,61 @@ def test_mount_below_a_shared_bind_spreads(shared_directory: Path, tmp_path: Pat
         assert os.path.ismount(shared_directory / "below")
     finally:
         subprocess.run(["umount", "--recursive", other], check=True)
+
+
+WAIT_FOR_HOST = "until test -e /data/host/canary; do test -e /data/give-up && break; done; ls /data/host; echo end; exec sleep 100"
+
+
+def said_until_end(container: Container) -> list[bytes]:
+    return list(itertools.takewhile(lambda line: line != b"end\n", (line.data for line in container.logs(follow=True))))
+
+
+@requires("root")
+@pytest.mark.parametrize(("propagation", "seen"), [("rslave", [b"canary\n"]), ("rprivate", [])])
+def test_a_mount_of_the_host_reaches_a_slave_alone(
+    engine: Engine, shared_directory: Path, propagation: str, seen: list[bytes]
+) -> None:
+    (shared_directory / "host").mkdir()
+    options = RunOptions(volume=(f"{shared_directory}:/data:{propagation}",))
+    container = engine.start("busybox", ["sh", "-c", WAIT_FOR_HOST], options=options)
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "canary", shared_directory / "host"], check=True)
+        (shared_directory / "host/canary").touch()
+        if not seen:
+            (shared_directory / "give-up").touch()
+        assert said_until_end(container) == seen
+    finally:
+        container.remove(force=True)
+
+
+@requires("root")
+@pytest.mark.parametrize(("propagation", "spreads"), [("rshared", True), ("rslave", False)])
+def test_a_mount_inside_reaches_the_host_from_a_shared_one_alone(
+    engine: Engine, shared_directory: Path, propagation: str, spreads: bool
+) -> None:
+    volume = (f"{shared_directory}:/data:{propagation}",)
+    options = RunOptions(userns="host", volume=volume, cap_add=("SYS_ADMIN",), security_opt=UNCONFINED)
+    container = engine.start("busybox", ["sh", "-c", MOUNT_INSIDE], options=options)
+    try:
+        assert said_until_end(container) == [b"made\n"]
+        assert os.path.ismount(shared_directory / "below") == spreads
+    finally:
+        container.remove(force=True)
+
+
+@requires("root")
+def test_mounts_that_cannot_spread_are_refused(engine: Engine, shared_directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="would be mounted on the host"):
+        engine.run("busybox", ["true"], volumes=[f"{shared_directory}:/data:rshared"])
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "alone", alone], check=True)
+    try:
+        subprocess.run(["mount", "--make-private", alone], check=True)
+        with pytest.raises(InvalidOption, match="not a shared or slave mount"):
+            engine.run("busybox", ["true"], volumes=[f"{alone}:/data:rslave"])
+    finally:
+        subprocess.run(["umount", alone], check=True)
 
 
 # Descriptors, environment, mounts ------------------------------------------------------------------------------------

@@ -164,6 +164,8 @@ def test_a_tmpfs_by_mount(sandbox: CommandLine) -> None:
         ("--mount", "type=volume,src=ab,dst=/d,readonly=maybe"),
         ("--mount", "type=bind,src=/tmp,dst=/d,bind-propagation=shared"),
         ("-v", "ab:/d:z"),
+        ("-v", "ab:/d:rslave"),
+        ("-v", "/tmp:/d:rslave,rprivate"),
         ("-v", "ab:/d", "--tmpfs", "/d"),
     ],
 )

@@ -66,8 +66,9 @@ def detach_host_mount(source: Mapping[str, Any], userns: int) -> int:
     """A host directory as detached mount; with idmap, ids on disk are the container's own."""
     flags = s.OPEN_TREE_CLONE | s.OPEN_TREE_CLOEXEC | (s.AT_RECURSIVE if source["recursive"] else 0)
     tree = s.open_tree(source["source"], flags)
-    # A clone is its original's peer (mount_namespaces(7)): what the container mounts in it would appear on the host.
-    s.mount_setattr(tree, propagation=s.MS_PRIVATE, recursive=source["recursive"])
+    # A clone is its original's peer (mount_namespaces(7)): what the container mounts in it appears on the host.
+    if (kind := source["propagation"].removeprefix("r")) != "shared":
+        s.mount_setattr(tree, propagation=s.MS_SLAVE if kind == "slave" else s.MS_PRIVATE, recursive=source["recursive"])
     if source["idmap"] and userns >= 0:
         try:
             s.mount_setattr(tree, attr_set=s.MOUNT_ATTR_IDMAP, userns_fd=userns, recursive=source["recursive"])
