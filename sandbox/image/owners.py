@@ -8,14 +8,12 @@ root's. Symbolic links and special files can hold no attribute (xattr(7)): their
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 Owner = tuple[int, int]
-log = logging.getLogger(__name__)
 NOTE = "user.sandbox.owner"
 """`uid:gid` of a file that is not root's; never of an image: a layer's own attribute that begins so is dropped."""
 LINKS_NOTE = "user.sandbox.owners"
@@ -116,6 +114,9 @@ def _note_link(directory: str, name: str, owner: Owner) -> None:
     except OSError as err:
         if err.errno not in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):
             raise
+        import logging  # commands start without
+
+        log = logging.getLogger(__name__)
         log.warning("%s: too many links of different owners in one directory; it is %d:%d's", name, *most)
 
 
