@@ -1,0 +1,54 @@
+"""`%install apt` for real, and R, which it installs: in cells and in sessions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+from sandbox.engine import Engine
+from tests.support import debian
+from tests.support.host import requires
+from tests.support.kernel import Kernel
+from tests.support.leftovers import nothing_left
+
+pytestmark = [
+    requires("root", "tool:mmdebstrap"),
+    pytest.mark.xdist_group("debian"),
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, debian_tar: Path) -> Iterator[Kernel]:
+    """With an engine that has Debian's image."""
+    root = tmp_path / "state"
+    with Engine(root) as engine:
+        engine.import_image(debian_tar, debian.IMAGE, changes=[debian.PATH])
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(cwd=str(tmp_path), env={**os.environ, "SANDBOX_ROOT": str(root)})
+    client = manager.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        yield Kernel(client, root, manager.interrupt_kernel)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=False)
+    nothing_left(root)
+
+
+def test_r_from_debians_packages_in_cells_and_sessions(kernel: Kernel) -> None:
+    assert kernel.errors("%load_ext sandbox") == []
+    assert kernel.errors(f"%%dockerfile\nFROM {debian.IMAGE}\nENV DEBIAN_FRONTEND=noninteractive") == []
+    assert kernel.errors("%install -t localhost/r apt r-base-core") == []
+    assert kernel.text("%%container --lang R localhost/r\nx <- 41\nx + 1") == "[1] 42\n"  # neither greeting nor echo
+    assert kernel.text("%%container --session s localhost/r Rscript -\nwriteLines('kept', '/tmp/file'); cat(getwd())") == "/"
+    assert kernel.errors("%%container --session s --lang bash\ncd /tmp") == []
+    assert kernel.text("%%container --session s localhost/r Rscript -\ncat(getwd(), readLines('file'))") == "/tmp kept"
+    kernel.run("%container reset s")
