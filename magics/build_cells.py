@@ -36,18 +36,19 @@ class BuildCell(msgspec.Struct, frozen=True):
 
 
 class Installer(msgspec.Struct, frozen=True):
-    """How one package manager installs: the command before the packages, what follows them, what it may keep between builds; which
-    images have it."""
+    """How one package manager installs: the command before the packages, what follows them, instructions after it, what it may keep between
+    builds; which images have it."""
 
     command: str
     base: str
     after: str = ""
+    then: str = ""
     caches: tuple[str, ...] = msgspec.field(default_factory=tuple)
 
     def instruction(self, words: Sequence[str]) -> str:
         """The RUN that installs; `words` are packages and flags of its own."""
         mounts = "".join(f"--mount=type=cache,target={place},sharing=locked " for place in self.caches)
-        return f"RUN {mounts}{self.command} {' '.join(map(shlex.quote, words))}{self.after}"
+        return f"RUN {mounts}{self.command} {' '.join(map(shlex.quote, words))}{self.after}{self.then}"
 
 
 INSTALLERS: dict[str, Installer] = {
@@ -59,7 +60,11 @@ INSTALLERS: dict[str, Installer] = {
     ),
     # As a variable it is ignored by a pip too old for it.
     "pip": Installer("PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 python3 -m pip install", "python", caches=("/root/.cache/pip",)),
-    "npm": Installer("npm install --global --no-fund --no-audit", "node", caches=("/root/.npm",)),
+    # Node.js does not look for modules where npm puts global ones: in /usr/local, or in /usr where it is of its makers' packages.
+    "npm": Installer(
+        "npm install --global --no-fund --no-audit", "node", caches=("/root/.npm",),
+        then="\nENV NODE_PATH=/usr/local/lib/node_modules:/usr/lib/node_modules",
+    ),
     "conda": Installer("conda install --yes", "condaforge/miniforge3", after=" && conda clean --all --yes"),
 }
 
