@@ -5,6 +5,7 @@ Nothing is trusted: a manifest is held against its digest and its own media type
 
 from __future__ import annotations
 
+import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 
@@ -80,6 +81,8 @@ class Connection(msgspec.Struct):
     authorizer: Authorizer
     limit: tuple[str, str] | None = None
     _is_known: bool = False
+    _greeting: threading.Lock = msgspec.field(default_factory=threading.Lock)
+    """Held by whoever finds that out: meanwhile the scheme is a guess that nobody else may use."""
 
     def url(self, path: str) -> str:
         """A path below /v2/, under the scheme the server speaks."""
@@ -91,13 +94,14 @@ class Connection(msgspec.Struct):
 
     def hello(self) -> None:
         """Find out how the server is spoken to and what it wants to know of us (GET /v2/). RegistryError, Unauthorized."""
-        if self._is_known:
-            return
-        answer = self._first()
-        if answer.status == 401:
-            self.authorizer.learn(answer)
-        answer.done()
-        self._is_known = True
+        with self._greeting:
+            if self._is_known:
+                return
+            answer = self._first()
+            if answer.status == 401:
+                self.authorizer.learn(answer)
+            answer.done()
+            self._is_known = True
 
     def _first(self) -> Answer:
         """TLS, or plain HTTP where that is allowed and TLS is not spoken."""
