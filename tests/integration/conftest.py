@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,3 +63,17 @@ def workshop(tmp_path: Path) -> Iterator[Workshop]:
     made.base("busybox", {"etc/passwd": PASSWD, "etc/group": GROUP}, fill=fill_busybox)
     yield made
     runtime.close()
+
+
+@pytest.fixture
+def shared_directory(tmp_path: Path) -> Iterator[Path]:
+    """A host directory on a mount that tells its peers of new mounts below it, as / does on hosts with systemd."""
+    place = tmp_path / "shared"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "shared", place], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", place], check=True)
+        (place / "below").mkdir()
+        yield place
+    finally:
+        subprocess.run(["umount", "--recursive", place], check=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,6 @@ from tests.support.bundles import Bundle, Json, Oci, created
 from tests.support.host import requires
 
 pytestmark = [requires("root"), pytest.mark.xdist_group("bundles")]
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Iterator[Path]:
-    """A host directory on a mount that tells its peers of new mounts below it, as / does on hosts with systemd."""
-    place = tmp_path / "shared"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "shared", place], check=True)
-    try:
-        subprocess.run(["mount", "--make-shared", place], check=True)
-        (place / "host").mkdir()
-        (place / "inside").mkdir()
-        yield place
-    finally:
-        subprocess.run(["umount", "--recursive", place], check=True)
 
 
 @pytest.mark.parametrize(
@@ -43,26 +27,34 @@ def shared(tmp_path: Path) -> Iterator[Path]:
     ],
 )
 def test_mounts_spread_as_the_options_say(
-    oci: Oci, bundle: Bundle, shared: Path, tmp_path: Path, options: list[str], root: str | None, reaches_in: bool, reaches_out: bool
+    oci: Oci,
+    bundle: Bundle,
+    shared_directory: Path,
+    tmp_path: Path,
+    options: list[str],
+    root: str | None,
+    reaches_in: bool,
+    reaches_out: bool,
 ) -> None:
     """As runc's do with the same bundle."""
 
     def change(config: Json) -> None:
         if root is not None:
             config["linux"]["rootfsPropagation"] = root
-        config["mounts"].append({"destination": "/data", "source": str(shared), "options": ["rbind", *options]})
+        config["mounts"].append({"destination": "/data", "source": str(shared_directory), "options": ["rbind", *options]})
         for held in config["process"]["capabilities"].values():
             held.append("CAP_SYS_ADMIN")
 
+    (shared_directory / "host").mkdir()
     bundle.write("sleep", "1000", change=change)
     created(oci, bundle, "t-spread", tmp_path / "out")
     oci("start", "t-spread")
 
-    subprocess.run(["mount", "-t", "tmpfs", "canary", shared / "host"], check=True)
-    (shared / "host/canary").touch()
+    subprocess.run(["mount", "-t", "tmpfs", "canary", shared_directory / "host"], check=True)
+    (shared_directory / "host/canary").touch()
     seen = oci("exec", "t-spread", "ls", "/data/host").stdout.split()
-    oci("exec", "t-spread", "mount", "-t", "tmpfs", "canary", "/data/inside")
-    spread = os.path.ismount(shared / "inside")
+    oci("exec", "t-spread", "mount", "-t", "tmpfs", "canary", "/data/below")
+    spread = os.path.ismount(shared_directory / "below")
     oci("kill", "t-spread", "KILL")
 
     assert (seen, spread) == (["canary"] if reaches_in else [], reaches_out)

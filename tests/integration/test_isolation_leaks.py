@@ -64,20 +64,6 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 MOUNT_INSIDE = "mount -t tmpfs inside /data/below && touch /data/below/made; ls /data/below; echo end; exec sleep 100"
 
 
-@pytest.fixture
-def shared_directory(tmp_path: Path) -> Iterator[Path]:
-    """A host directory on a mount that tells its peers of new mounts below it, as / does on hosts with systemd."""
-    place = tmp_path / "shared"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "shared", place], check=True)
-    try:
-        subprocess.run(["mount", "--make-shared", place], check=True)
-        (place / "below").mkdir()
-        yield place
-    finally:
-        subprocess.run(["umount", "--recursive", place], check=True)
-
-
 @requires("root")
 @pytest.mark.parametrize("userns", ["private", "host"])
 def test_mount_inside_a_volume_stays_inside(engine: Engine, shared_directory: Path, userns: Literal["private", "host"]) -> None:

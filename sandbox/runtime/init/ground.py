@@ -57,6 +57,8 @@ class Ground:
             inner.close()
             for fd in joins:
                 os.close(fd)
+            if not self.pid:
+                self.link.close()
         try:
             hostside.set_before_it_may_not(self.pid, self.facts)
             if self._joined:
