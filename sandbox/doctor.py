@@ -270,5 +270,5 @@ def _networks() -> list[Check]:
 
 def _tun() -> Check:
     usable = os.access("/dev/net/tun", os.R_OK | os.W_OK)
-    cost = "--network bridge of an ordinary user is an error"
+    cost = "networks of an ordinary user are errors"
     return Check("/dev/net/tun", usable, "usable" if usable else "not usable by this user", cost, "chmod 0666 /dev/net/tun", False)

@@ -38,14 +38,14 @@ except OSError as err:
 _PROBES = (
     (
         "network bridge",
-        "    rules.install('sbxd', map(ipaddress.ip_network, subnets), internal=False, owners={})",
+        "    rules.install(n.Netlink, 'sbxd', map(ipaddress.ip_network, subnets), internal=False, owners={})",
         "--network bridge, named networks and published ports are errors",
         "modprobe bridge veth nf_tables nft_ct nft_masq (Debian: the kernel image has them)",
     ),
-    ("allow-list", "    confinement.install(place)", "--allow-net is an error", "modprobe nft_reject_inet nft_limit nft_ct"),
+    ("allow-list", "    confinement.install(n.Netlink, place)", "--allow-net is an error", "modprobe nft_reject_inet nft_limit nft_ct"),
     (
         "network rate",
-        "    with n.Netlink() as net: n.limit_rate(net, socket.if_nametoindex('sbxd1'), 10**7)\n    confinement.install(place)",
+        "    with n.Netlink() as net: n.limit_rate(net, n.index_of(net, 'sbxd1'), 10**7)\n    confinement.install(n.Netlink, place)",
         "--network-rate is an error",
         "modprobe sch_tbf nft_limit",
     ),
@@ -53,7 +53,7 @@ _PROBES = (
 
 
 def rows() -> Iterator[Row]:
-    """What root's networks need; nothing for an ordinary user, whose networks a helper program makes. Nothing is left of it."""
+    """What root's networks need; nothing for an ordinary user, whose networks have no part in this machine's. Nothing is left of it."""
     if os.geteuid() != 0:
         return
     for name, more, cost, remedy in _PROBES:

@@ -23,6 +23,7 @@ from sandbox.runtime.spawner import Spawner, hand_over
 from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Process
 
 if TYPE_CHECKING:
+    from sandbox.runtime.network.bridges import Where
     from sandbox.runtime.network.networks import Networks
     from sandbox.runtime.security.seccomp import Filters
 
@@ -51,10 +52,21 @@ class Runtime:
         """The networks containers can be in."""
         from sandbox.runtime.network.networks import Networks  # most runs have none
 
-        return Networks(self.root, lambda container_id: files.is_locked(str(self.record(container_id))))
+        return Networks(self.root, lambda container_id: files.is_locked(str(self.record(container_id))), self._where_bridges_are())
+
+    def _where_bridges_are(self) -> Where:
+        if os.geteuid() == 0:
+            from sandbox.runtime.network.bridges import OnHost
+
+            return OnHost()
+        from sandbox.runtime.network.userspace import InHub
+
+        return InHub(self.root, self._spawner)
 
     def close(self) -> None:
         """End the helper process; detached containers live on."""
+        if "networks" in self.__dict__:
+            self.networks.close()
         self._spawner.close()
 
     def warm(self) -> None:
@@ -89,10 +101,6 @@ class Runtime:
         """Its place in its network, given back when the block fails; None without one."""
         if not spec.places:
             return nullcontext()
-        if os.geteuid() != 0:
-            from sandbox.runtime.network import userspace
-
-            return userspace.attached(self.root, spec, spec.dns or _name_servers(_resolv_conf()))
         return self.networks.attached(spec, spec.dns or _name_servers(_resolv_conf()))
 
     def _plan(self, spec: ContainerSpec, handling: Handling, streams: Streams, network: dict[str, Any] | None) -> dict[str, Any]:
@@ -227,7 +235,7 @@ class Place(msgspec.Struct, frozen=True):
                 owner = owner_of(self._runtime.root, err.port, err.protocol)
                 raise PortTaken(f"{err}{owner and f' by {owner}'}", port=err.port, protocol=err.protocol) from err
         runtime = self._runtime
-        is_next_alike = not handling.detach and has_left_host(plan) and not spec.shares_with
+        is_next_alike = not handling.detach and has_left_host(plan) and not spec.shares_with and not plan["hub"]
         running.finally_do(partial(runtime._restock_like, plan, spec) if is_next_alike else runtime._spawner.restock)
         return running
 

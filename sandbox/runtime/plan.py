@@ -113,7 +113,7 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
         "idmap": _idmap(spec, site),
         "ulimits": [list(ulimit) for ulimit in spec.ulimits],
         "ground_steps": _ground_steps(spec, site),
-        "stays_open": site.network is not None and "helper" in site.network,
+        "hub": site.network["hub"] if site.network else "",
         "network": site.network,
         "shares": site.shares["directory"] if site.shares else None,
         "texts": texts,
@@ -273,8 +273,7 @@ def _network_steps(spec: ContainerSpec, network: Mapping[str, Any] | None) -> li
     from sandbox.runtime.init.places import links  # with socket
     from sandbox.runtime.init.resolver import ADDRESS, PORT
 
-    # A helper program has set an ordinary user's link up.
-    configured: list[Step] = [] if "helper" in network else [("configure_links", {"links": links(network["places"])})]
+    configured: list[Step] = [("configure_links", {"links": links(network["places"])})]
     if not spec.serves_names:
         return [*configured, ("open_resolver", {"address": ADDRESS, "port": PORT})]
     from sandbox.runtime.network import aside  # few do

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from sandbox import Engine, RunOptions, SandboxError
 from sandbox.network_options import parse_allow_net
 from sandbox.runtime.init import places
+from sandbox.runtime.init.netlink import Netlink
 from sandbox.runtime.network.networks import bridge_prefix
 from sandbox.runtime.spec import Allowed, Endpoint
 from tests.support.host import requires
@@ -118,9 +119,9 @@ def test_a_next_run_is_not_taken_apart_by_the_one_before(lab: Engine) -> None:
     (again,) = [lab.networks.join(lab.networks.find("lab"), container._record.spec, Endpoint("lab"), "eth0", is_start=True)]
     assert again["address"] == before["address"]
     found = remains(lab.root)
-    places.forget(before)
+    places.forget(Netlink, before)
     assert remains(lab.root) == found
-    places.forget(again)
+    places.forget(Netlink, again)
     assert [line for line in remains(lab.root) if "table" in line or "elements" in line] == []
     state.write_text(json.dumps({**json.loads(state.read_text()), "status": "running"}))
     container.remove(force=True)

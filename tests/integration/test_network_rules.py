@@ -111,7 +111,7 @@ def main():
         locals6 = [link_local_of(mac) for mac in MACS]
         each = [n.owner_keys(*both[:2], both[2:]) for both in zip(LINKS, MACS, ADDRESSES, ADDRESSES6, locals6)]
         owners = {name: [key for keys in each for key in keys[name]] for name in (n.OWNERS, n.OWNERS6)}
-        rules.install(BRIDGE, [ipaddress.IPv4Network("10.99.99.0/24")], internal=False, owners=owners)
+        rules.install(n.Netlink, BRIDGE, [ipaddress.IPv4Network("10.99.99.0/24")], internal=False, owners=owners)
         for link, person, mac in zip(LINKS, people, MACS):
             n.add_veth(net, link, index, "eth0", person[0], mac)
     for person, address, address6 in zip(people, ADDRESSES, ADDRESSES6):
@@ -124,19 +124,19 @@ def main():
     with socket.create_server(("127.0.0.1", 80)):
         found["loopback"] = order(people[0], "connect", ADDRESSES[0], "127.0.0.1")
     found["version 6"] = six(people, locals6)
-    rules.drop_owner(BRIDGE, LINKS[0], MACS[0], [ADDRESSES[0]])
-    rules.drop_owner(BRIDGE, LINKS[0], MACS[0], [ADDRESSES[0]])
+    rules.drop_owner(n.Netlink, BRIDGE, LINKS[0], MACS[0], [ADDRESSES[0]])
+    rules.drop_owner(n.Netlink, BRIDGE, LINKS[0], MACS[0], [ADDRESSES[0]])
     found["forgotten"] = order(people[0], "connect", ADDRESSES[0], ADDRESSES[1])
-    rules.remove(BRIDGE)
-    found["removed"] = sorted(rules.tables())
+    rules.remove(n.Netlink, BRIDGE)
+    found["removed"] = sorted(rules.tables(n.Netlink))
     found["version 6 without rules"] = six(people, locals6)
     found["without rules"] = order(people[0], "connect", "10.99.99.77", ADDRESSES[1])
-    rules.install(BRIDGE, [ipaddress.IPv4Network("10.99.99.0/24")], internal=True, owners=owners)
-    rules.install(BRIDGE, [ipaddress.IPv4Network("10.99.99.0/24")], internal=True, owners=owners)
+    rules.install(n.Netlink, BRIDGE, [ipaddress.IPv4Network("10.99.99.0/24")], internal=True, owners=owners)
+    rules.install(n.Netlink, BRIDGE, [ipaddress.IPv4Network("10.99.99.0/24")], internal=True, owners=owners)
     found["again"] = order(people[0], "connect", ADDRESSES[0], ADDRESSES[1])
-    found["installed"] = rules.are_installed(BRIDGE)
+    found["installed"] = rules.are_installed(n.Netlink, BRIDGE)
     try:
-        rules.install("x" * 300, [ipaddress.IPv4Network("10.99.99.0/24")], internal=False, owners={})
+        rules.install(n.Netlink, "x" * 300, [ipaddress.IPv4Network("10.99.99.0/24")], internal=False, owners={})
     except OSError as err:
         found["refused"] = err.errno
     for person in people:

@@ -14,6 +14,7 @@ from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound
 from sandbox.options import RunOptions, parse_publish
 from sandbox.runtime.init import places
 from sandbox.runtime.network import subnets
+from sandbox.runtime.network.bridges import OnHost
 from sandbox.runtime.network.networks import Networks, bridge_prefix
 from sandbox.runtime.network.ports import owner_of
 from sandbox.runtime.network.subnets import has_ipv6, host_routes, host_routes6
@@ -27,7 +28,7 @@ tun0\t00001EAC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 
 @pytest.fixture
 def made(tmp_path: Path) -> Networks:
-    return Networks(tmp_path / "root", lambda _: False)
+    return Networks(tmp_path / "root", lambda _: False, OnHost())
 
 
 def test_routes_of_the_host_are_read_but_for_the_default_one(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_a_subnet_avoids_the_hosts_routes(made: Networks, monkeypatch: pytest.Mo
 
 def test_networks_of_one_engine_and_of_two_differ(made: Networks, tmp_path: Path) -> None:
     one, two = made.create("one"), made.create("two")
-    other = Networks(tmp_path / "another", lambda _: False).create("one")
+    other = Networks(tmp_path / "another", lambda _: False, OnHost()).create("one")
     assert not one.addresses.overlaps(two.addresses)
     assert len({one.bridge, two.bridge, other.bridge}) == 3
     assert one.bridge.startswith(bridge_prefix(tmp_path / "root"))

@@ -34,9 +34,11 @@ SETS = {4: Names(4), 6: Names(6)}
 
 
 class AllowList:
-    """`facts`: its `tables`, the `names` as [pattern, port, protocols], the network's `subnets`. `told` hears what is denied, once."""
+    """`facts`: its `tables`, the `names` as [pattern, port, protocols], the network's `subnets`. `sockets` open where the tables are;
+    `told` hears what is denied, once."""
 
-    def __init__(self, facts: Mapping[str, Any], told: Callable[[str], object]) -> None:
+    def __init__(self, facts: Mapping[str, Any], sockets: netlink.Sockets, told: Callable[[str], object]) -> None:
+        self._sockets = sockets
         self._tables: list[str] = list(facts["tables"])
         self._names: Sequence[tuple[str, int, Sequence[str]]] = facts["names"]
         self._subnets: list[str] = list(facts["subnets"])
@@ -77,7 +79,7 @@ class AllowList:
             element = netlink.element(table, name, [key], family=netlink.INET, timeout=seconds)
             add.append((netlink.NEW_ELEMENT, element, netlink.CREATE))
             drop.append((netlink.DEL_ELEMENT, netlink.element(table, name, [key], family=netlink.INET), 0))
-        with netlink.Netlink(netlink.NETFILTER) as net:
+        with self._sockets(netlink.NETFILTER) as net:
             is_known = self._until.get((name, key), 0) > now
             try:
                 net.transact([*drop, *add] if is_known else add)
@@ -122,7 +124,7 @@ class AllowList:
     def _refused(self, table: str, name: str) -> Iterator[bytes]:
         body = netlink.nft_body(netlink.INET, netlink.text(1, table), netlink.text(2, name))
         try:
-            with netlink.Netlink(netlink.NETFILTER) as net:
+            with self._sockets(netlink.NETFILTER) as net:
                 rows = net.dump(netlink.NFT | netlink.GET_ELEMENT, body)
         except OSError as err:
             if err.errno != errno.ENOENT:  # no such IP version here, or somebody took all rules away

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 
-from sandbox.runtime.init import allowlist, places, proxy, resolver
+from sandbox.runtime.init import allowlist, netlink, places, proxy, resolver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,22 +26,13 @@ class Failed(Exception):
         self.facts: dict[str, Any] = {"message": message, **facts}
 
 
-def make(network: dict[str, Any], deny: Callable[[str], object]) -> Attachment:
-    """The kind that `network` asks for."""
-    if "helper" not in network:
-        return Attachment(network, deny)
-    from sandbox.runtime.init import usernet  # an ordinary user's alone
-
-    return usernet.UserAttachment(network, deny)
-
-
 class Attachment:
     """One container in its networks. `network` is what `Networks.attached` gave; its `ports` say in the end which were taken, its
     `places` where it is now. `deny` hears of what its allow-list has not."""
 
     def __init__(self, network: dict[str, Any], deny: Callable[[str], object]) -> None:
         self.network = network
-        self._allow = allowlist.AllowList(network["allow"], deny) if network["allow"] else None
+        self._allow = allowlist.AllowList(network["allow"], self._sockets, deny) if network["allow"] else None
         self._resolver: resolver.Resolver | None = None
         self._listeners: list[socket.socket] = []
         self._proxy = 0
@@ -53,16 +44,31 @@ class Attachment:
         found: list[dict[str, Any]] = self.network["places"]
         return found
 
-    def connect(self, pid: int) -> None:
+    def prepare(self) -> int:
+        """Before there is a container: the user namespace that its own is to be nested in, -1 for ours. Failed."""
+        return -1
+
+    def connect(self, pid: int, namespaces: Sequence[int]) -> None:
         """For each place one end of a new link goes into the network namespace of `pid`, the other into the bridge; it may send from its
-        own address, and what comes for its ports is passed on. Raises Failed."""
+        own address, and what comes for its ports is passed on. `namespaces`: the user and the network namespace of `pid` where its own
+        is nested, ours to close. Raises Failed."""
+        del namespaces  # where it is not, there are none
         self._publish()
         for each in self.places:
             with _Named(each["name"]):
-                places.plug_in(each, pid)
+                places.plug_in(self._sockets, each, pid)
 
-    def enter(self, pid: int) -> None:
-        """The user namespace of `pid` has its ids now; nothing waited for that. Raises Failed."""
+    def _sockets(self, protocol: int) -> netlink.Netlink:
+        """Where the bridges are."""
+        return netlink.Netlink(protocol)
+
+    def _inside(self, pid: int, act: Callable[[], None]) -> None:
+        """Do it in the network namespace of the container. OSError."""
+        places.inside(pid, act)
+
+    def _bridges(self) -> Sequence[int]:
+        """The namespaces (user, net) to enter where the bridges are not in ours."""
+        return ()
 
     def serve_names(self, fds: Sequence[int]) -> None:
         """Answer what is asked on the sockets, which init opened inside; the first descriptor is its /etc/hosts."""
@@ -84,11 +90,11 @@ class Attachment:
         if any(each["name"] == place["name"] for each in self.places):
             raise Failed(f"network {place['name']}: the container is in it already")
         with _Named(place["name"]):
-            places.plug_in(place, pid)
+            places.plug_in(self._sockets, place, pid)
             try:
-                places.set_up_inside(pid, place, [*self.places, place])
+                self._inside(pid, lambda: places.set_up(place, [*self.places, place]))
             except OSError:
-                places.unplug(place)
+                places.unplug(self._sockets, place)
                 raise
         self.places.append(place)
         if self._allow is not None:
@@ -99,10 +105,10 @@ class Attachment:
         if place is None:
             raise Failed(f"network {name}: the container is not in it")
         with _Named(name):
-            places.unplug(place)
+            places.unplug(self._sockets, place)
             self.places.remove(place)
-            places.forget(place)
-            places.route_inside(pid, self.places)
+            places.forget(self._sockets, place)
+            self._inside(pid, lambda: places.route(self.places))
         if self._allow is not None:
             self._allow.leave(place["table"], place["subnets"])
 
@@ -146,29 +152,32 @@ class Attachment:
             self._resolver = None
             os.close(self._hosts)
 
+    def follow(self, before: Attachment) -> None:
+        """Take over from the run before what outlives a run."""
+
     def leave(self) -> None:
         """Give the addresses back. The links went with the network namespace; what could send from them is forgotten."""
         for each in self.places:
-            places.forget(each)
+            places.forget(self._sockets, each)
 
-    def _publish(self, inside: Sequence[int] = ()) -> None:
+    def _publish(self) -> None:
         try:
             for port in self.network["ports"]:
                 self._listeners.append(_listen(port))
             ends = zip(self.network["ports"], self._listeners, strict=True)
             self.network["ports"] = [{**port, "host": end.getsockname()[1]} for port, end in ends]
             if self._listeners:
-                self._pass_on(inside)
+                self._pass_on()
         except BaseException:
             self.unpublish()
             raise
 
-    def _pass_on(self, inside: Sequence[int] = ()) -> None:
+    def _pass_on(self) -> None:
         """Anew, to where it is now: connections that were there end."""
         self._stop_proxy()
         if self.places:
             address = self.places[0]["address"]
-            self._proxy = proxy.start(self._listeners, [(address, port["container"]) for port in self.network["ports"]], inside)
+            self._proxy = proxy.start(self._listeners, [(address, port["container"]) for port in self.network["ports"]], self._bridges())
 
 
 class _Named:

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 
-from sandbox.runtime.init import cgroup, files, hostside, link, pid1, sharing
+from sandbox.runtime.init import cgroup, files, hostside, link, pid1, sharing, subids
 from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.init.hostside import Refused
 
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 
     from sandbox.runtime.init.title import Title
 
-KEYS = ("namespaces", "shares", "cgroup_namespace", "idmap", "cgroup", "oom_score_adj", "ulimits", "ground_steps", "stays_open")
-"""Of a plan, what its ground is made of; equal values: one ground suits both. `stays_open`: init does not begin before its orders, since an
-ordinary user's network helper cannot enter the namespaces of what is not dumpable."""
+KEYS = ("namespaces", "shares", "cgroup_namespace", "idmap", "cgroup", "oom_score_adj", "ulimits", "ground_steps", "hub")
+"""Of a plan, what its ground is made of; equal values: one ground suits both."""
 
 
 class Ground:
     """`pid`: init, which waits; `link`: its orders go there, its reports come from there; `userns`: -1 when it is the host's."""
 
-    def __init__(self, facts: Mapping[str, Any], shown: Title) -> None:
-        """Make it; Refused when Linux did not let us, and nothing is left then."""
+    def __init__(self, facts: Mapping[str, Any], shown: Title, outer: int = -1) -> None:
+        """Make it; Refused when Linux did not let us, and nothing is left then. `outer`: the user namespace of a hub, for a container in
+        its networks."""
         self.facts = {key: facts[key] for key in KEYS}
-        self.pid, self.pidfd, self.userns = 0, -1, -1
+        self.pid, self.pidfd, self.userns, self.netns = 0, -1, -1, -1
+        self._outer = outer
         self._joined: list[int] = []
         self.link: socket.socket
         group = self.facts["cgroup"]
@@ -63,10 +64,12 @@ class Ground:
             hostside.set_before_it_may_not(self.pid, self.facts)
             if self._joined:
                 self.userns = sharing.take_user_namespace(self._joined)
+            elif self._outer >= 0:
+                self.userns, self.netns = hostside.open_namespace(self.pid, "user"), hostside.open_namespace(self.pid, "net")
             elif self.facts["idmap"]:
-                self.userns = hostside.map_ids(self.pid, self.facts["idmap"])
-            if not self.facts["stays_open"]:
-                self._let_begin()
+                subids.write_maps(self.pid, self.facts["idmap"])
+                self.userns = hostside.open_namespace(self.pid, "user")
+            link.send(self.link, {"mapped": True})
         except OSError as err:
             raise _refused(f"{err.filename or 'user namespace'}: {err.strerror}", "host_mounts", err) from err
 
@@ -77,6 +80,8 @@ class Ground:
         if self.facts["shares"]:
             self._joined = sharing.open_namespaces(self.facts["shares"])
             return sharing.clone_within(self._joined, flags, into, be_init)
+        if self._outer >= 0:
+            return sharing.clone_within([self._outer], flags, into, be_init, self.facts["idmap"])
         pid = s.clone(flags, into)
         if pid == 0:
             be_init()
@@ -85,9 +90,6 @@ class Ground:
     def _be_init(self, inner: socket.socket, joins: Sequence[int], shown: Title) -> None:
         shown.set("sandbox-init")
         pid1.run(self.facts, inner, joins)
-
-    def _let_begin(self) -> None:
-        link.send(self.link, {"mapped": True})
 
     def suits(self, plan: Mapping[str, Any]) -> bool:
         """Whether what `plan` says can stand on it, and it still is there. A program of ours in the place of the user's has to be imported
@@ -103,8 +105,6 @@ class Ground:
     def order(self, plan: int, stdio: Sequence[int], trees: Mapping[str, int]) -> None:
         """Have init go on: the memfd of the whole plan, the program's descriptors, detached mounts by name."""
         try:
-            if self.facts["stays_open"]:
-                self._let_begin()
             link.send(self.link, {"stdio": len(stdio), "mounts": list(trees)}, [plan, *stdio, *trees.values()])
         except (BrokenPipeError, ConnectionResetError):
             return  # it has ended, and its last report says why
@@ -118,12 +118,19 @@ class Ground:
             cgroup.remove(self.facts["cgroup"]["groups"])
         self.close()
 
+    def take_nested(self) -> list[int]:
+        """Its user and its network namespace, the caller's to close from now on, where they are nested in a hub's; else none."""
+        if self.netns < 0:
+            return []
+        taken, self.netns = [os.dup(self.userns), self.netns], -1
+        return taken
+
     def close(self) -> None:
         """Let go of its descriptors."""
-        for fd in (self.pidfd, self.userns, *self._joined):
+        for fd in (self.pidfd, self.userns, self.netns, *self._joined):
             if fd >= 0:
                 os.close(fd)
-        self.pidfd = self.userns = -1
+        self.pidfd = self.userns = self.netns = -1
         if self.pid:
             self.link.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 
-from sandbox.runtime.init import cgroup, subids
+from sandbox.runtime.init import cgroup
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -56,10 +56,9 @@ def set_before_it_may_not(pid: int, facts: Mapping[str, Any]) -> None:
                 raise PermissionError(1, f"{hard} is above this host's hard limit {allowed}", f"ulimit {name}") from err
 
 
-def map_ids(pid: int, idmap: Mapping[str, Any]) -> int:
-    """Write the maps of init's user namespace and open it."""
-    subids.write_maps(pid, idmap)
-    return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+def open_namespace(pid: int, kind: str) -> int:
+    """A namespace of a process, which we may look into: of init, as long as it is dumpable (ptrace(2))."""
+    return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def detach_host_mount(source: Mapping[str, Any], userns: int) -> int:

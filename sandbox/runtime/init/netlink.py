@@ -13,13 +13,18 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import TypeAlias
+
+    Sockets: TypeAlias = Callable[[int], "Netlink"]
+    """Opens a socket of a protocol where the bridges are: `Netlink` itself for this process' own network namespace, else a hub's
+    (init/hub)."""
 
 ROUTE, NETFILTER = 0, 12
 NESTED = 0x8000
 _REQUEST, _ACK, _DUMP, _REPLACE, _EXCLUSIVE, _CREATE, _APPEND = 1, 4, 0x300, 0x100, 0x200, 0x400, 0x800
 _ERROR, _DONE = 2, 3
-_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _NEWQDISC = 16, 17, 20, 24, 36
+_NEWLINK, _DELLINK, _GETLINK, _NEWADDR, _NEWROUTE, _NEWQDISC = 16, 17, 18, 20, 24, 36
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_PID, _IFLA_IFALIAS = 1, 3, 10, 18, 19, 20
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _UP = 1
@@ -28,11 +33,10 @@ NFT = 10 << 8
 
 
 class Netlink:
-    """A netlink socket of the network namespace it was made in."""
+    """A netlink socket of the network namespace it was made in; `given`: one that somebody else opened there, ours from now on."""
 
-    def __init__(self, protocol: int = ROUTE) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        self._socket.bind((0, 0))
+    def __init__(self, protocol: int = ROUTE, *, given: socket.socket | None = None) -> None:
+        self._socket = given or open_socket(protocol)
         self._sequence = 0
 
     def __enter__(self) -> Netlink:
@@ -60,6 +64,15 @@ class Netlink:
             parts.append(message(NFT | kind, flags | _REQUEST | _ACK, self._sequence, body))
         self._socket.send(b"".join([*parts, message(17, _REQUEST, 0, struct.pack(">BBH", 0, 0, 10))]))
         self._expect(wanted)
+
+    def get(self, kind: int, body: bytes) -> bytes:
+        """The body of the one answer; OSError when Linux refuses."""
+        self._sequence += 1
+        self._socket.send(message(kind, _REQUEST, self._sequence, body))
+        ((answer, _, payload),) = _messages(self._socket.recv(1 << 18))
+        if answer == _ERROR:
+            _raise(payload)
+        return payload
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """The bodies of all answers to a dump."""
@@ -93,6 +106,13 @@ class Netlink:
                 continue
         except BlockingIOError:
             return
+
+
+def open_socket(protocol: int) -> socket.socket:
+    """One that has its address; with the rights that this process has now (netlink(7))."""
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    opened.bind((0, 0))
+    return opened
 
 
 def _raise(payload: bytes) -> None:
@@ -166,11 +186,17 @@ def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
+def index_of(net: Netlink, name: str) -> int:
+    """The number of a link, in the network namespace of the socket; OSError (ENODEV) when there is none."""
+    answer = net.get(_GETLINK, _link() + text(_IFLA_IFNAME, name))
+    return int(struct.unpack_from("i", answer, 4)[0])
+
+
 def add_bridge(net: Netlink, name: str, alias: str, mac: str) -> int:
     """Make a bridge that is up; its index. FileExistsError."""
     info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"))
     net.ask(_NEWLINK, _link(up=True) + text(_IFLA_IFNAME, name) + attribute(_IFLA_ADDRESS, mac_bytes(mac)) + info, _CREATE | _EXCLUSIVE)
-    index = socket.if_nametoindex(name)
+    index = index_of(net, name)
     net.ask(_NEWLINK, _link(index) + text(_IFLA_IFALIAS, alias))
     return index
 
@@ -239,7 +265,7 @@ def limit_rate(net: Netlink, index: int, bits: int) -> None:
 def configure(net: Netlink, name: str, *, addresses: Sequence[tuple[str, int]], routes: Sequence[tuple[str, str]], rate: int) -> None:
     """A container's end of its link: addresses with the lengths of their prefixes, and routes as (gateway, subnet; empty: everything else).
     What leaves it keeps to the rate, in bits a second (0: none)."""
-    index = socket.if_nametoindex(name)
+    index = index_of(net, name)
     for address, prefix in addresses:
         add_address(net, index, address, prefix)
     set_up(net, index)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 
 from sandbox.runtime.init import files, netlink
 from sandbox.runtime.init import syscalls as s
@@ -21,34 +20,35 @@ if TYPE_CHECKING:
     Place = Mapping[str, Any]
 
 
-def plug_in(place: Place, pid: int) -> None:
+def plug_in(sockets: netlink.Sockets, place: Place, pid: int) -> None:
     """A link between the bridge of a place and the network namespace of `pid`, and the right to send. OSError."""
-    with netlink.Netlink() as net:
+    with sockets(netlink.ROUTE) as net:
         try:
             _add_link(net, place, pid)
         except FileExistsError:  # of the run before: Linux is still at taking it away, or another container shares its network
             netlink.remove_link(net, place["link"])
             _add_link(net, place, pid)
         if place["rate"]:
-            netlink.limit_rate(net, socket.if_nametoindex(place["link"]), place["rate"])
-    _change_owners(place, netlink.NEW_ELEMENT, netlink.CREATE)
+            netlink.limit_rate(net, netlink.index_of(net, place["link"]), place["rate"])
+    _change_owners(sockets, place, netlink.NEW_ELEMENT, netlink.CREATE)
 
 
 def _add_link(net: netlink.Netlink, place: Place, pid: int) -> None:
-    bridge = socket.if_nametoindex(place["bridge"])  # anew: it may have been made again since the first start
+    bridge = netlink.index_of(net, place["bridge"])  # anew: it may have been made again since the first start
     netlink.add_veth(net, place["link"], bridge, place["end"], pid, place["mac"])
 
 
-def unplug(place: Place) -> None:
+def unplug(sockets: netlink.Sockets, place: Place) -> None:
     """Take the link away while the container lives. OSError."""
-    with netlink.Netlink() as net:
+    with sockets(netlink.ROUTE) as net:
         netlink.remove_link(net, place["link"])
 
 
-def forget(place: Place) -> None:
-    """Give the address back: what held it to its allow-list and rate, and what could send from it, is forgotten. The link goes with its
-    network namespace. That the network was taken away, or its rules flushed, is fine. Whoever starts a container may have forgotten it for
-    us, and given the address to the next, or to the same container's next run: networks.py's lock orders that."""
+def forget(sockets: netlink.Sockets | None, place: Place) -> None:
+    """Give the address back: what held it to its allow-list and rate, and what could send from it, is forgotten. `sockets` None: where it
+    was is gone, with all rules. The link goes with its network namespace. That the network was taken away, or its rules flushed, is fine.
+    Whoever starts a container may have forgotten it for us, and given the address to the next, or to the same container's next run:
+    networks.py's lock orders that."""
     try:
         lock = os.open(f"{os.path.dirname(place['lease'])}/../lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -56,9 +56,9 @@ def forget(place: Place) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         is_ours = _runs(place["lease"], place["owner"]) == place["since"]
-        if is_ours or not _is_there_again(place):
-            _unless_gone(_drop_tables, place)
-            _unless_gone(_drop_owners, place)
+        if sockets and (is_ours or not _is_there_again(place)):
+            _unless_gone(_drop_tables, sockets, place)
+            _unless_gone(_drop_owners, sockets, place)
         if is_ours:
             files.remove_file(place["lease"])
     finally:
@@ -79,32 +79,32 @@ def _is_there_again(place: Place) -> bool:
     return any(_runs(path, place["owner"]) not in (None, place["since"]) for path in leases)
 
 
-def _unless_gone(drop: Callable[[Place], None], place: Place) -> None:
+def _unless_gone(drop: Callable[[netlink.Sockets, Place], None], sockets: netlink.Sockets, place: Place) -> None:
     try:
-        drop(place)
+        drop(sockets, place)
     except OSError as err:
         if err.errno != errno.ENOENT:
             raise
 
 
-def _drop_owners(place: Place) -> None:
-    _change_owners(place, netlink.DEL_ELEMENT, 0)
+def _drop_owners(sockets: netlink.Sockets, place: Place) -> None:
+    _change_owners(sockets, place, netlink.DEL_ELEMENT, 0)
 
 
-def _change_owners(place: Place, kind: int, flags: int) -> None:
+def _change_owners(sockets: netlink.Sockets, place: Place, kind: int, flags: int) -> None:
     requests = [
         (kind, netlink.element(place["bridge"], name, keys, family=netlink.BRIDGE), flags)
         for name, keys in netlink.owner_keys(place["link"], place["mac"], [place["address"], *place["addresses6"]]).items()
     ]
-    with netlink.Netlink(netlink.NETFILTER) as net:
+    with sockets(netlink.NETFILTER) as net:
         net.transact(requests)
 
 
-def _drop_tables(place: Place) -> None:
+def _drop_tables(sockets: netlink.Sockets, place: Place) -> None:
     """The rules that held it to its allow-list and its rate."""
     if families := place["families"]:
         table = netlink.text(1, place["table"])
-        with netlink.Netlink(netlink.NETFILTER) as net:
+        with sockets(netlink.NETFILTER) as net:
             net.transact([(netlink.DEL_TABLE, netlink.nft_body(family, table), 0) for family in families])
 
 
@@ -151,31 +151,23 @@ def renew_hosts(text: str, before: Sequence[Place], now: Sequence[Place], hostna
     return "".join(f"{line}\n" for line in [*kept[:_FIXED], *come, *kept[_FIXED:]])
 
 
-def set_up_inside(pid: int, place: Place, places: Sequence[Place]) -> None:
-    """Of a running container: its new link, and what it means for its routes. OSError."""
-
-    def act() -> None:
-        if place["router"]:
-            for path in redirect_settings(place["end"]):
-                with open(path, "w", encoding="ascii") as file:
-                    file.write("0")
-        (link,) = [each for each in links(places) if each["name"] == place["end"]]
-        with netlink.Netlink() as net:
-            netlink.configure(net, link["name"], addresses=link["addresses"], routes=place["routes"], rate=link["rate"])
-        _route(places)
-
-    _inside(pid, act)
+def set_up(place: Place, places: Sequence[Place]) -> None:
+    """Inside a running container: its new link, and what it means for its routes. OSError."""
+    if place["router"]:
+        for path in redirect_settings(place["end"]):
+            with open(path, "w", encoding="ascii") as file:
+                file.write("0")
+    (link,) = [each for each in links(places) if each["name"] == place["end"]]
+    with netlink.Netlink() as net:
+        netlink.configure(net, link["name"], addresses=link["addresses"], routes=place["routes"], rate=link["rate"])
+    route(places)
 
 
-def route_inside(pid: int, places: Sequence[Place]) -> None:
-    """Of a running container: what is left of its networks leads out. OSError."""
-    _inside(pid, lambda: _route(places))
-
-
-def _route(places: Sequence[Place]) -> None:
+def route(places: Sequence[Place]) -> None:
+    """Inside a running container: what is left of its networks leads out. OSError."""
     with netlink.Netlink() as net:
         for end, gateway in ways_out(places):
-            netlink.add_route(net, socket.if_nametoindex(end), gateway, replaces=True)
+            netlink.add_route(net, netlink.index_of(net, end), gateway, replaces=True)
 
 
 def redirect_settings(end: str) -> Iterator[str]:
@@ -185,8 +177,8 @@ def redirect_settings(end: str) -> Iterator[str]:
             yield f"/proc/sys/net/{version}/conf/{end}/accept_redirects"
 
 
-def _inside(pid: int, act: Callable[[], None]) -> None:
-    """In the network namespace of `pid`. Only for a process with one thread; one that could not come back must not go on."""
+def inside(pid: int, act: Callable[[], None]) -> None:
+    """Do it in the network namespace of `pid`. Only for a process with one thread; one that could not come back must not go on."""
     own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     other = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -16,12 +16,20 @@ from sandbox.runtime.init import ground, join, link, supervisor, title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
 _CALM = 0.02
 """Seconds without a job before a ground is made ahead: of containers started one right after the other, the next would wait for it."""
-JOBS: dict[str, Callable[..., None]] = {"run": supervisor.run, "exec": join.run}
+
+
+def _keep_hub(orders: int, client: socket.socket, stdio: Sequence[int], shown: title.Title, spare: ground.Spare | None) -> None:
+    from sandbox.runtime.init import hubkeeper  # once for all containers of an ordinary user
+
+    hubkeeper.run(orders, client, stdio, shown, spare)
+
+
+JOBS: dict[str, Callable[..., None]] = {"run": supervisor.run, "exec": join.run, "hub": _keep_hub}
 
 
 def main(fd: int, interpreter: int = -1, greets: int = 0) -> NoReturn:

@@ -1,16 +1,21 @@
-"""`--network container:NAME`: a container in the network namespace of another, and in the user namespace that one belongs to: only there
-can it be root of both. Its other namespaces are its own."""
+"""Containers that are made within namespaces of others.
+
+`--network container:NAME`: in the network namespace of another, and in the user namespace that one belongs to: only there can it be root
+of both. Its other namespaces are its own. And an ordinary user's in the networks of a hub: its user namespace is nested in the hub's,
+whose root may thus put links into its network namespace, while its own root has no power over the hub's.
+"""
 
 from __future__ import annotations
 
 import os
 
-from sandbox.runtime.init import files, hostside, procs
+from sandbox.runtime.init import files, hostside, procs, subids
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 KINDS = ("user", "net")
 
@@ -34,13 +39,16 @@ def open_namespaces(directory: str) -> list[int]:
     return opened
 
 
-def clone_within(namespaces: Sequence[int], flags: int, into: str | None, act: Callable[[], None]) -> int:
-    """The pid of a child of ours that runs `act` in these namespaces, and in new ones as `flags` say. OSError."""
+def clone_within(
+    namespaces: Sequence[int], flags: int, into: str | None, act: Callable[[], None], idmap: Mapping[str, Any] | None = None
+) -> int:
+    """The pid of a child of ours that runs `act` in these namespaces (of `KINDS`, in their order), and in new ones as `flags` say. `idmap`:
+    the user namespace's, which a new one within it has, too. OSError."""
     said, say = os.pipe()
     between = os.fork()  # whoever enters a user namespace cannot come back
     if between == 0:
         try:
-            os.write(say, b"%d" % _clone(namespaces, flags, into, act))
+            os.write(say, b"%d" % _clone(namespaces, flags, into, act, idmap))
         except OSError as err:
             os.write(say, b"%d" % -(err.errno or 1))
         finally:
@@ -54,13 +62,17 @@ def clone_within(namespaces: Sequence[int], flags: int, into: str | None, act: C
     return result
 
 
-def _clone(namespaces: Sequence[int], flags: int, into: str | None, act: Callable[[], None]) -> int:
-    for fd, kind in zip(namespaces, (s.CLONE_NEWUSER, s.CLONE_NEWNET), strict=True):
+def _clone(
+    namespaces: Sequence[int], flags: int, into: str | None, act: Callable[[], None], idmap: Mapping[str, Any] | None
+) -> int:
+    for fd, kind in zip(namespaces, (s.CLONE_NEWUSER, s.CLONE_NEWNET), strict=False):
         if not _is_ours(fd, kind):
             s.setns(fd, kind)
     pid = s.clone(flags, into, parent=True)
     if pid == 0:
         act()
+    if idmap:
+        subids.write_within(pid, idmap)
     return pid
 
 

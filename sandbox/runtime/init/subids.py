@@ -78,6 +78,12 @@ def write_maps(pid: int, idmap: Mapping[str, Any]) -> None:
             raise PermissionError(1, f"{helper} refused (see /etc/sub{kind})", f"{kind} map")
 
 
+def write_within(pid: int, idmap: Mapping[str, Any]) -> None:
+    """Map the ids of a user namespace that is nested in one with this map as they are there; from within that one."""
+    for kind in ("uid", "gid"):  # row by row: Linux takes none that spans two of the outer one's
+        cgroup.write(f"/proc/{pid}/{kind}_map", "".join(f"{inner} {inner} {count}\n" for inner, _, count in idmap[kind]))
+
+
 def _write_own(pid: int, idmap: Mapping[str, Any]) -> None:
     """What Linux lets us map ourselves: anything for root, else our own id."""
     if not idmap["setgroups"]:

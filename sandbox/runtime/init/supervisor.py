@@ -30,6 +30,7 @@ from sandbox.runtime.init import (
     report,
     restarts,
     title,
+    usernet,
 )
 from sandbox.runtime.init.hostside import Refused
 
@@ -80,7 +81,7 @@ class Container:
         self.health: health.Health | None = None
         self.is_program = False
         self.is_over = False
-        self.attachment = attachment.make(plan["network"], self._deny) if plan.get("network") else None
+        self.attachment = usernet.make(plan["network"], self._deny, self._lose_network) if plan.get("network") else None
 
     # set up ---------------------------------------------------------------------------------------------------------
 
@@ -88,13 +89,14 @@ class Container:
         """Until the program runs; Refused when it does not come to that, and nothing is left then."""
         self._owners("restore")
         pid1.load_entry(self.plan["process"])
-        stands = (self.spare and self.spare.take(self.plan)) or ground.Ground(self.plan, self.title)
+        outer = self._prepare_network()
+        stands = (self.spare and self.spare.take(self.plan)) or ground.Ground(self.plan, self.title, outer)
         self.pid, self.pidfd, self.link = stands.pid, stands.pidfd, stands.link
         inside = self.output.wire()
         if self.plan["idmap"] and os.geteuid() == 0:
             root = self.plan["idmap"]["uid"][0][1]
             program.give_pipes(inside, root, root)
-        self._attach_network()
+        self._attach_network(stands)
         self._send_in(stands, inside)
         self._let_go(set(inside))
         self._follow_setup()
@@ -114,14 +116,26 @@ class Container:
             for client in self.clients:
                 self.output.admit(client)
 
-    def _attach_network(self) -> None:
+    def _prepare_network(self) -> int:
+        if self.attachment is None:
+            return -1
+        try:
+            return self.attachment.prepare()
+        except attachment.Failed as err:
+            raise Refused({"event": "refused", "code": 125, **err.facts}) from err
+
+    def _attach_network(self, stands: ground.Ground) -> None:
         if self.attachment is None:
             return
         try:
-            self.attachment.connect(self.pid)
-            self.attachment.enter(self.pid)
+            self.attachment.connect(self.pid, stands.take_nested())
         except attachment.Failed as err:
             raise Refused({"event": "refused", "code": 125, **err.facts}) from err
+
+    def _lose_network(self) -> None:
+        """What carried its networks has ended."""
+        report.note(self.plan, "network_lost")
+        report.record(self.plan, report.running_state(self))
 
     def _deny(self, what: str) -> None:
         """It asked for what its allow-list has not."""
@@ -470,6 +484,8 @@ def _next_run(before: Container) -> Container:
     before.close()
     again = Container(plan, None, [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)], before.title, before.orders)
     again.door = before.door
+    if again.attachment and before.attachment:
+        again.attachment.follow(before.attachment)
     return again
 
 

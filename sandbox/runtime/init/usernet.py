@@ -1,182 +1,135 @@
-"""The supervisor's part of an ordinary user's network: a helper program that carries the packets, published ports, a name server.
-
-pasta leaves the process that started it and loses its PDEATHSIG when it enters the container's user namespace. So a guard of ours
-stands beside it, which waits for the supervisor's end and kills it, however the supervisor ended.
-"""
+"""The supervisor's part of an ordinary user's networks: as root's, but the bridges are where the hub holds them (init/hub)."""
 
 from __future__ import annotations
 
-import json
+import errno
 import os
-import select
-import signal
 
-from sandbox.runtime.init import attachment, pid1
+from sandbox.runtime.init import attachment, hub, places
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
-_PATIENCE = 20.0
-"""Seconds a helper may take until it is ready."""
-_LONGEST = 8192
-PID, PID_FILE, READY = "{pid}", "{pid file}", "{ready}"
-"""Words of a helper's command that stand for the container's init, a file for its own pid, a descriptor to say on that it is ready."""
+    from sandbox.runtime.init import netlink
+
+_OVER = "what carried its networks has ended: stop it and start it again"
 
 
-class UserAttachment(attachment.Attachment):
-    """One container with a network of its own. `network` is what `userspace.attached` gave."""
+class HubAttachment(attachment.Attachment):
+    """One container in networks of the hub. Its connection keeps the hub; should that end nevertheless the container goes on without
+    networks, and `lost` is called."""
 
-    def __init__(self, network: dict[str, Any], deny: Callable[[str], object]) -> None:
+    def __init__(self, network: dict[str, Any], deny: Callable[[str], object], lost: Callable[[], object]) -> None:
         super().__init__(network, deny)
-        self._guard = 0
-        self._helper = -1
+        self._lost = lost
+        self._hub: hub.Connection | None = None
+        self._namespaces: Sequence[int] = ()
 
-    def connect(self, pid: int) -> None:
-        """Nothing yet: the helper needs the container's user ids."""
-
-    def enter(self, pid: int) -> None:
-        """The user namespace of `pid`, which waits for us, has its ids now. Afterwards packets flow, and ports are passed on. Failed."""
-        inside: list[int] = []
+    def prepare(self) -> int:
+        """Connect to the hub; its user namespace. Failed when it is not there, or not the one this container was in before."""
         try:
-            inside += [os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("user", "net")]
-            self._publish(inside)
-            self._start(pid)
+            if self.network.get("is_lost") or (self._hub and self._hub.has_ended()):
+                raise ConnectionRefusedError(errno.ECONNREFUSED, _OVER)
+            self._hub = self._hub or hub.connect(self.network["hub"])
         except OSError as err:
-            raise attachment.Failed(f"network {self.places[0]['name']}: {err.strerror}", step="network", errno=err.errno) from err
-        finally:
-            for fd in inside:
-                os.close(fd)
+            raise attachment.Failed(f"network: {err.strerror}", step="network", errno=err.errno) from err
+        return self._hub.user
 
-    def unpublish(self) -> None:
-        """Free the ports; the helper has nothing to carry any more."""
-        super().unpublish()
-        if self._helper >= 0:
-            _kill(self._helper)
-            os.close(self._helper)
-            self._helper = -1
-        if self._guard:
-            os.waitpid(self._guard, 0)
-            self._guard = 0
+    def connect(self, pid: int, namespaces: Sequence[int]) -> None:
+        """As Attachment's."""
+        self._namespaces = namespaces
+        super().connect(pid, namespaces)
+
+    def _sockets(self, protocol: int) -> netlink.Netlink:
+        if self._hub is None:
+            raise OSError(errno.ENOTCONN, _OVER)
+        return self._hub.sockets(protocol)
+
+    def _inside(self, pid: int, act: Callable[[], None]) -> None:
+        del pid  # init is not dumpable any more
+        in_namespaces(self._namespaces, act)
+
+    def _bridges(self) -> Sequence[int]:
+        return (self._hub.user, self._hub.net) if self._hub else ()
+
+    def denied(self) -> list[str]:
+        """As Attachment's; without a hub there is nobody to ask."""
+        return super().denied() if self._hub else []
+
+    def interests(self) -> Iterator[tuple[int, int]]:
+        """As Attachment's, and the end of the hub."""
+        yield from super().interests()
+        if self._hub:
+            yield self._hub.fileno(), 1  # POLLIN
+
+    def serve(self, fd: int) -> None:
+        """As Attachment's."""
+        if self._hub is None or fd != self._hub.fileno():
+            super().serve(fd)
+            return
+        self.unpublish()
+        self._let_go()
+        for each in self.places:
+            places.forget(None, each)
+        self.places.clear()
+        self.network["is_lost"] = True
+        self._lost()
+
+    def close(self) -> None:
+        """As Attachment's; the hub stays for the next run, and until the addresses were given back."""
+        super().close()
+        self._close_namespaces()
+
+    def follow(self, before: attachment.Attachment) -> None:
+        """As Attachment's."""
+        assert isinstance(before, HubAttachment)
+        self._hub, before._hub = before._hub, None
 
     def leave(self) -> None:
-        """Nothing was reserved."""
+        """As Attachment's."""
+        for each in self.places:
+            places.forget(self._sockets if self._hub else None, each)
+        self._let_go()
 
-    def change(self, wish: Mapping[str, Any], pid: int) -> None:
-        """Failed: there is one network, and it is its own."""
-        del wish, pid  # whatever it is
-        raise attachment.Failed("an ordinary user's container has one network, its own")
+    def _let_go(self) -> None:
+        if self._hub:
+            self._hub.close()
+            self._hub = None
+        self._close_namespaces()
 
-    def _start(self, pid: int) -> None:
-        said, say = os.pipe()
-        parent = os.getpid()
-        self._guard = os.fork()
-        if self._guard == 0:
-            try:
-                _Guard(self.network["helper"], pid, parent, say).stand()
-            except Exception as err:  # noqa: BLE001  # a mistake of ours: nobody else could report it from here
-                os.write(say, json.dumps({"problem": repr(err)}).encode())
-            finally:
-                os._exit(0)
-        os.close(say)
-        with os.fdopen(said, "rb") as file:
-            report = json.loads(file.read() or b'{"problem": "its guard ended"}')
-        if "pid" not in report:
-            raise attachment.Failed(f"network {self.places[0]['name']}: {report['problem']}", step="network", errno=None)
-        self._helper = os.pidfd_open(report["pid"])
+    def _close_namespaces(self) -> None:
+        for fd in self._namespaces:
+            os.close(fd)
+        self._namespaces = ()
 
 
-class _Guard:
-    """Starts the helper for the container whose init is `container`, tells `say` its pid or what was wrong, and ends with the first of it
-    and the supervisor, `parent`."""
-
-    def __init__(self, helper: Mapping[str, Any], container: int, parent: int, say: int) -> None:
-        self._pid_file = helper["pid_file"]
-        self._container = container
-        self._parent = parent
-        self._say = say
-        self._ready, self._be_ready = os.pipe()
-        self._complaints, self._complain = os.pipe()
-        told = {PID: str(container), PID_FILE: self._pid_file, READY: str(self._be_ready)}
-        self._argv = [told.get(word, word) for word in helper["argv"]]
-
-    def stand(self) -> None:
-        """Until one of them has ended."""
-        s.prctl_name("sandbox-network")
-        s.prctl(s.PR_SET_CHILD_SUBREAPER, 1)  # pasta goes into the background: then it is our child still
-        pid1.close_others({0, 1, 2, self._say, self._ready, self._be_ready, self._complaints, self._complain})
-        pid = self._start()
-        if pid:
-            helper = os.pidfd_open(pid)
-            _wait_any([os.pidfd_open(self._parent), helper] if os.getppid() == self._parent else [])
-            _kill(helper)
-
-    def _start(self) -> int:
-        """The helper's pid once it is ready; 0 when it will not be. Should the supervisor end meanwhile, that is seen afterwards."""
-        child = os.fork()
-        if child == 0:
-            self._become_helper()
-        os.close(self._be_ready)
-        os.close(self._complain)
-        first = os.pidfd_open(child)
-        _wait_any([first, *([] if self._pid_file else [self._ready])], _PATIENCE)
-        pid = self._pid_when_ready(child)
-        if not pid:
-            _kill(first)
-        self._report({"pid": pid} if pid else {"problem": f"{os.path.basename(self._argv[0])}: {self._last_words()}"})
-        return pid
-
-    def _pid_when_ready(self, child: int) -> int:
-        """pasta is when its first process has ended well; the one that stays has written its pid. slirp4netns says so, and stays."""
-        if not self._pid_file:
-            return child if os.read(self._ready, 1) else 0
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if not ended or status:
-            return 0
-        with open(self._pid_file, encoding="ascii") as file:
-            pid = int(file.read())
-        os.unlink(self._pid_file)
-        return pid
-
-    def _become_helper(self) -> None:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # pasta of 2023 takes an ignored one for a failure
-        null = os.open("/dev/null", os.O_RDWR)
-        for fd, end in ((null, 0), (null, 1), (self._complain, 2)):
-            os.dup2(fd, end)
-        os.set_inheritable(self._be_ready, not self._pid_file)
-        os.execv(self._argv[0], self._argv)
-
-    def _last_words(self) -> str:
-        """What it complained of last; not that this host has no system log."""
-        os.set_blocking(self._complaints, False)
+def in_namespaces(namespaces: Sequence[int], act: Callable[[], None]) -> None:
+    """Do it in a user and a network namespace, in a child: nobody comes back from there. OSError. Not for a process with threads."""
+    said, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        number = errno.EIO
         try:
-            text = os.read(self._complaints, _LONGEST).decode(errors="replace")
-        except BlockingIOError:
-            text = ""
-        lines = [line.strip() for line in text.splitlines() if line.strip() and "syslog" not in line]
-        return lines[-1] if lines else "is not ready, and does not say why"
-
-    def _report(self, message: Mapping[str, Any]) -> None:
-        try:
-            os.write(self._say, json.dumps(message).encode())
-        except BrokenPipeError:
-            pass  # the supervisor has ended
-        os.close(self._say)
-
-
-def _kill(pidfd: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it had ended by itself
+            for fd, kind in zip(namespaces, (s.CLONE_NEWUSER, s.CLONE_NEWNET), strict=True):
+                s.setns(fd, kind)
+            act()
+            number = 0
+        except OSError as err:
+            number = err.errno or number
+        finally:
+            os.write(say, b"%d" % number)
+            os._exit(0)
+    os.close(say)
+    with os.fdopen(said, "rb") as file:
+        number = int(file.read() or errno.EIO)
+    os.waitpid(child, 0)
+    if number:
+        raise OSError(number, os.strerror(number))
 
 
-def _wait_any(fds: Sequence[int], patience: float | None = None) -> None:
-    """Until one of them can be read (a pidfd: its process has ended), or so many seconds are over."""
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    if fds:
-        poll.poll(None if patience is None else patience * 1000)
+def make(network: dict[str, Any], deny: Callable[[str], object], lost: Callable[[], object]) -> attachment.Attachment:
+    """The kind that `network` asks for."""
+    return HubAttachment(network, deny, lost) if network["hub"] else attachment.Attachment(network, deny)

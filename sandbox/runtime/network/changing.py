@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any  # an attachment is JSON
 
 from sandbox.errors import NetworkError, WrongState
-from sandbox.runtime.init import control, files, link, places
+from sandbox.runtime.init import control, files, link
 from sandbox.runtime.network.networks import Networks
 from sandbox.runtime.spec import ContainerSpec, Endpoint
 
@@ -22,7 +22,7 @@ def connect_running(networks: Networks, directory: Path, name: str, spec: Contai
     try:
         _ask(directory, name, {"ask": "connect", "place": place})
     except BaseException:
-        places.forget(place)
+        networks.forget(place)
         raise
 
 

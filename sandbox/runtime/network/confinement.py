@@ -45,7 +45,7 @@ def table_name(bridge: str, container_id: str) -> str:
     return f"{bridge}.{container_id[:7]}"
 
 
-def install(confined: Confined) -> None:
+def install(sockets: n.Sockets, confined: Confined) -> None:
     """(Re)make its rules; OSError when Linux refuses them."""
     requests = [*t.fresh_table(n.BRIDGE, confined.table), t.chain(n.BRIDGE, confined.table, "enter", "filter", 0, _AFTER_HONESTY)]
     if confined.rate:
@@ -54,13 +54,13 @@ def install(confined: Confined) -> None:
         requests.append(t.rule(n.BRIDGE, confined.table, "enter", t.named(t.IIFNAME, confined.link), above, t.verdict(t.DROP)))
     if confined.allowed:
         requests += [*_through_host(confined), *_list(confined)]
-    with n.Netlink(n.NETFILTER) as net:
+    with sockets(n.NETFILTER) as net:
         net.transact(requests)
 
 
-def remove(table: str) -> None:
+def remove(sockets: n.Sockets, table: str) -> None:
     """Take its rules away; none there is fine."""
-    t.remove_tables(table)
+    t.remove_tables(sockets, table)
 
 
 def _through_host(confined: Confined) -> Iterator[t.Request]:

@@ -7,12 +7,12 @@ that somebody deleted, or rules that somebody flushed, come back. One lock order
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import ipaddress
 import os
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +24,8 @@ from msgspec.structs import asdict
 from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound, WrongState
 from sandbox.runtime.init import files, journal, places
 from sandbox.runtime.init import netlink as n
-from sandbox.runtime.network import confinement, forwarding, rules, subnets
+from sandbox.runtime.network import confinement, rules, subnets
+from sandbox.runtime.network.bridges import Where
 from sandbox.runtime.network.leases import Lease, Leases, link_local_of, mac_of, new_lease
 from sandbox.runtime.spec import ContainerSpec, Endpoint
 
@@ -64,12 +65,17 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Networks:
-    """The networks below `root`. `is_supervised` says whether a container lives."""
+    """The networks below `root`. `is_supervised` says whether a container lives; `where` the bridges are."""
 
-    def __init__(self, root: Path, is_supervised: Callable[[str], bool]) -> None:
+    def __init__(self, root: Path, is_supervised: Callable[[str], bool], where: Where) -> None:
         self._root = root
+        self._where = where
         self._directory = root / "networks"
         self._is_supervised = is_supervised
+
+    def close(self) -> None:
+        """What held them for us need not do so any more; containers in them live on."""
+        self._where.close()
 
     # what there is
 
@@ -134,7 +140,7 @@ class Networks:
     def _ranges(self, name: str, texts: Sequence[str], ipv6: bool | None) -> dict[int, subnets.IPv4 | subnets.IPv6]:
         used = [subnet for network in self.all() for subnet in network.subnets.values()]
         given = subnets.chosen(texts, used)
-        wants6 = (subnets.has_ipv6() and not given) if ipv6 is None else ipv6
+        wants6 = (self._where.has_ipv6() and not given) if ipv6 is None else ipv6
         if ipv6 is False and 6 in given:
             raise InvalidOption(f"--subnet {given[6]}: contradicts --no-ipv6")
         if 4 not in given:
@@ -146,10 +152,10 @@ class Networks:
     def remove(self, name: str) -> None:
         """Take a network away, from the host too; WrongState while containers are in it."""
         network = self.find(name)
-        with self._locked():
+        with self._where.use_if_there() as sockets, self._locked():
             if members := self.members(network):
                 raise WrongState(f"network {name}: {len(members)} containers are in it", wanted="empty", actual="in use")
-            self._take_down(network)
+            self._take_down(sockets, network)
             for path in self._place(name).iterdir():
                 path.unlink()
             self._place(name).rmdir()
@@ -159,13 +165,14 @@ class Networks:
         """Take what nobody uses off the host, and networks other than the default one away; the names of those."""
         removed = []
         for network in self.all():
-            with self._locked():
+            with self._where.use_if_there() as sockets, self._locked():
                 if self.members(network):
                     continue
-                self._take_down(network)
+                self._take_down(sockets, network)
             if network.name != DEFAULT:
                 self.remove(network.name)
                 removed.append(network.name)
+        self._where.rest()
         return removed
 
     @contextlib.contextmanager
@@ -176,11 +183,12 @@ class Networks:
         NetworkNotFound; NetworkError when no address is left or Linux refuses the bridge; InvalidOption.
         """
         networks = [self.find(endpoint.network) for endpoint in spec.places]
-        with contextlib.ExitStack() as undo:
+        self._where.check(spec)
+        with self._where.use() as sockets, contextlib.ExitStack() as undo:
             joined = []
             for number, (network, endpoint) in enumerate(zip(networks, spec.places, strict=True)):
                 joined.append(self.join(network, spec, endpoint, f"eth{number}", is_start=True))
-                undo.callback(places.forget, joined[-1])
+                undo.callback(places.forget, sockets, joined[-1])
             yield self._facts(spec, joined, servers)
             undo.pop_all()
 
@@ -199,6 +207,7 @@ class Networks:
             "servers": list(servers),
             "ports": [asdict(port) for port in spec.ports],
             "allow": allow if spec.allow_net else None,
+            "hub": self._where.hub,
         }
 
     def join(self, network: Network, spec: ContainerSpec, endpoint: Endpoint, end: str, *, is_start: bool = False) -> dict[str, Any]:
@@ -206,15 +215,15 @@ class Networks:
         may be about to give back is taken from it. NetworkError, InvalidOption."""
         names = tuple(dict.fromkeys((*endpoint.names, spec.hostname, spec.id[:12])))
         lease = new_lease(spec.id, names, end=end, allowed=spec.allow_net, rate=spec.network_rate)
-        with self._locked():
+        with self._where.use() as sockets, self._locked():
             try:
-                self._set_up(network)
-                self._sweep(network)
-                self._check_former(network, spec.id, is_start=is_start)
+                self._set_up(sockets, network)
+                self._sweep(sockets, network)
+                self._check_former(sockets, network, spec.id, is_start=is_start)
                 address, lease = self._leases(network).take(endpoint, lease)
                 confined = self._confined(network, address, lease)
                 if confined.rate or confined.allowed:
-                    confinement.install(confined)
+                    confinement.install(sockets, confined)
             except OSError as err:
                 hint = "`sandbox doctor` says what is missing; --network none does without"
                 raise NetworkError(f"network {network.name}: {err.strerror}", hint=hint) from err
@@ -227,6 +236,11 @@ class Networks:
             "families": [*([n.INET] if lease.allowed else []), *([n.BRIDGE] if lease.allowed or lease.rate else [])],
             **_inside(network, address, lease),
         }  # fmt: skip
+
+    def forget(self, place: dict[str, Any]) -> None:
+        """Give back a place that `join` made."""
+        with self._where.use_if_there() as sockets:
+            places.forget(sockets, place)
 
     def check(self, network: Network, endpoint: Endpoint) -> None:
         """Whether there can be such a place at all, as far as that is known before a start. InvalidOption."""
@@ -242,38 +256,40 @@ class Networks:
                         names = tuple(after if name == before else name for name in lease.names)
                         leases.write(address, msgspec.structs.replace(lease, names=names))
 
-    def _set_up(self, network: Network) -> None:
+    def _set_up(self, sockets: n.Sockets, network: Network) -> None:
         """The bridge with its addresses and rules, as far as they are not there."""
-        try:
-            socket.if_nametoindex(network.bridge)
-        except OSError:
-            self._make_bridge(network)
-        if not rules.are_installed(network.bridge):
-            self._make_rules(network)
+        with sockets(n.ROUTE) as net:
+            try:
+                n.index_of(net, network.bridge)
+            except OSError as err:
+                if err.errno != errno.ENODEV:
+                    raise
+                self._make_bridge(net, network)
+        if not rules.are_installed(sockets, network.bridge):
+            self._make_rules(sockets, network)
         if not network.internal:
-            forwarding.let_through(network.bridge)
+            self._where.lead_out(network.bridge)
         for version in network.gateways:
-            forwarding.switch_on(version)
+            self._where.switch_on(version)
 
-    def _make_bridge(self, network: Network) -> None:
+    def _make_bridge(self, net: n.Netlink, network: Network) -> None:
         """With those in it that were in the one before."""
-        with n.Netlink() as net:
-            index = n.add_bridge(net, network.bridge, f"jupyter-sandbox {network.name}", mac_of(network.gateway))
-            for version, gateway in network.gateways.items():
-                n.add_address(net, index, gateway, network.subnets[version].prefixlen)
-            for _, lease in self._leases(network).held():
-                n.put_into(net, _link_name(network, lease), index)
+        index = n.add_bridge(net, network.bridge, f"jupyter-sandbox {network.name}", mac_of(network.gateway))
+        for version, gateway in network.gateways.items():
+            n.add_address(net, index, gateway, network.subnets[version].prefixlen)
+        for _, lease in self._leases(network).held():
+            n.put_into(net, _link_name(network, lease), index)
 
-    def _make_rules(self, network: Network) -> None:
+    def _make_rules(self, sockets: n.Sockets, network: Network) -> None:
         """Of the network, and of those in it: the lists first, so that nobody is without one for a moment."""
         owners: dict[str, list[bytes]] = {}
         for address, lease in self._leases(network).held():
             confined = self._confined(network, address, lease)
             if lease.allowed or lease.rate:
-                confinement.install(confined)
+                confinement.install(sockets, confined)
             for name, keys in n.owner_keys(confined.link, lease.mac, confined.addresses).items():
                 owners.setdefault(name, []).extend(keys)
-        rules.install(network.bridge, network.subnets.values(), internal=network.internal, owners=owners)
+        rules.install(sockets, network.bridge, network.subnets.values(), internal=network.internal, owners=owners)
 
     def _confined(self, network: Network, address: str, lease: Lease) -> confinement.Confined:
         return confinement.Confined(
@@ -287,32 +303,35 @@ class Networks:
             rate=lease.rate,
         )
 
-    def _sweep(self, network: Network) -> None:
+    def _sweep(self, sockets: n.Sockets, network: Network) -> None:
         """What a killed supervisor left: its addresses, and the rules for them."""
         for address, lease in self._leases(network).stale():
-            self._drop(network, address, lease)
+            self._drop(sockets, network, address, lease)
 
-    def _check_former(self, network: Network, container_id: str, *, is_start: bool) -> None:
+    def _check_former(self, sockets: n.Sockets, network: Network, container_id: str, *, is_start: bool) -> None:
         for address, lease in self._leases(network).all():
             if lease.container == container_id:
                 if not is_start:
                     raise NetworkError(f"network {network.name}: the container is in it already, as {address}")
                 state = files.read_json(str(self._root / "containers" / container_id / "state.json")) or {}
                 if state.get("status") != "running" or not self._is_supervised(container_id):
-                    self._drop(network, address, lease)
+                    self._drop(sockets, network, address, lease)
 
-    def _drop(self, network: Network, address: str, lease: Lease) -> None:
-        rules.drop_owner(network.bridge, _link_name(network, lease), lease.mac, _own_addresses(address, lease))
-        confinement.remove(confinement.table_name(network.bridge, lease.container))
+    def _drop(self, sockets: n.Sockets, network: Network, address: str, lease: Lease) -> None:
+        rules.drop_owner(sockets, network.bridge, _link_name(network, lease), lease.mac, _own_addresses(address, lease))
+        confinement.remove(sockets, confinement.table_name(network.bridge, lease.container))
         self._leases(network).file(address).unlink(missing_ok=True)
 
-    def _take_down(self, network: Network) -> None:
-        with n.Netlink() as net:
-            n.remove_link(net, network.bridge)
-        rules.remove(network.bridge)
-        forwarding.take_back(network.bridge)
+    def _take_down(self, sockets: n.Sockets | None, network: Network) -> None:
+        """`sockets` None: where it was is gone, and there are its files alone."""
+        if sockets:
+            with sockets(n.ROUTE) as net:
+                n.remove_link(net, network.bridge)
+            rules.remove(sockets, network.bridge)
+            self._where.take_back(network.bridge)
         for address, lease in self._leases(network).all():
-            confinement.remove(confinement.table_name(network.bridge, lease.container))
+            if sockets:
+                confinement.remove(sockets, confinement.table_name(network.bridge, lease.container))
             self._leases(network).file(address).unlink(missing_ok=True)
 
     # addresses

@@ -81,6 +81,12 @@ def established() -> bytes:
     return state + mask(struct.pack("I", 2 | 4)) + compare(bytes(4), NOT)
 
 
+def invalid() -> bytes:
+    """Go on when it is no part of any connection, and begins none."""
+    state = expression("ct", number(1, REGISTER), number(2, 0))
+    return state + mask(struct.pack("I", 1)) + compare(bytes(4), NOT)
+
+
 def is_version(version: int) -> bytes:
     """Go on when it is IPv4, or IPv6 (in the inet family)."""
     return meta(NFPROTO) + compare(bytes([2 if version == 4 else 10]))
@@ -190,9 +196,9 @@ def tables(net: n.Netlink, family: int) -> set[str]:
     return {n.attributes(row[4:])[1].rstrip(b"\0").decode() for row in rows}
 
 
-def remove_tables(name: str) -> None:
+def remove_tables(sockets: n.Sockets, name: str) -> None:
     """Take away the tables of this name; none there is fine."""
-    with n.Netlink(n.NETFILTER) as net:
+    with sockets(n.NETFILTER) as net:
         for family in (n.INET, n.BRIDGE):
             try:
                 net.transact([(n.DEL_TABLE, n.nft_body(family, n.text(1, name)), 0)])

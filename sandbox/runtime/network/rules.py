@@ -75,32 +75,32 @@ def _honesty(bridge: str, owners: Mapping[str, Sequence[bytes]]) -> list[t.Reque
     ]
 
 
-def install(bridge: str, subnets: Iterable[t.Subnet], *, internal: bool, owners: Mapping[str, Sequence[bytes]]) -> None:
+def install(sockets: n.Sockets, bridge: str, subnets: Iterable[t.Subnet], *, internal: bool, owners: Mapping[str, Sequence[bytes]]) -> None:
     """(Re)make all rules of a network at once; `owners` as `netlink.owner_keys` gives them. OSError when Linux refuses them."""
-    with n.Netlink(n.NETFILTER) as net:
+    with sockets(n.NETFILTER) as net:
         net.transact([*_routing(bridge, subnets, internal=internal), *_honesty(bridge, owners)])
 
 
-def remove(bridge: str) -> None:
+def remove(sockets: n.Sockets, bridge: str) -> None:
     """Take a network's rules away; none there is fine."""
-    t.remove_tables(bridge)
+    t.remove_tables(sockets, bridge)
 
 
-def are_installed(bridge: str) -> bool:
+def are_installed(sockets: n.Sockets, bridge: str) -> bool:
     """Whether both tables are there: a `flush ruleset` by somebody else takes ours too."""
-    with n.Netlink(n.NETFILTER) as net:
+    with sockets(n.NETFILTER) as net:
         return all(bridge in t.tables(net, family) for family in (n.INET, n.BRIDGE))
 
 
-def tables() -> set[str]:
+def tables(sockets: n.Sockets) -> set[str]:
     """The names of all tables."""
-    with n.Netlink(n.NETFILTER) as net:
+    with sockets(n.NETFILTER) as net:
         return t.tables(net, n.INET) | t.tables(net, n.BRIDGE)
 
 
-def drop_owner(bridge: str, link: str, mac: str, addresses: Sequence[str]) -> None:
+def drop_owner(sockets: n.Sockets, bridge: str, link: str, mac: str, addresses: Sequence[str]) -> None:
     """Forget who a lease belonged to; already gone is fine."""
-    with n.Netlink(n.NETFILTER) as net:
+    with sockets(n.NETFILTER) as net:
         for name, keys in n.owner_keys(link, mac, addresses).items():
             try:
                 net.transact([(n.DEL_ELEMENT, n.element(bridge, name, keys, family=n.BRIDGE), 0)])

@@ -40,10 +40,14 @@ def host_routes6(table: Path = _ROUTES6) -> list[IPv6]:
     return [subnet for subnet in found if not any(subnet.subnet_of(local) for local in _LOCAL)]
 
 
+def leads_out6(table: Path = _ROUTES6) -> bool:
+    """Whether this machine gets out by IPv6."""
+    return any(not subnet.prefixlen and link != "lo" for subnet, link in _rows6(table))
+
+
 def has_ipv6(table: Path = _ROUTES6, switch: Path = Path("/proc/sys/net/ipv6/conf/all/forwarding")) -> bool:
     """Whether this machine gets out by IPv6, and passes others' packets on, or may be told to."""
-    leads_out = any(not subnet.prefixlen and link != "lo" for subnet, link in _rows6(table))
-    return leads_out and (os.access(switch, os.W_OK) or switch.read_text().strip() != "0")
+    return leads_out6(table) and (os.access(switch, os.W_OK) or switch.read_text().strip() != "0")
 
 
 def _rows6(table: Path) -> list[tuple[IPv6, str]]:
