@@ -40,6 +40,12 @@ def packages(ordinary_user: OrdinaryUser) -> Path:
     return packages_of(ordinary_user)
 
 
+@pytest.fixture(scope="module")
+def whose(request: pytest.FixtureRequest) -> OrdinaryUser | None:
+    """Whose engine it is: an ordinary user's, else root's."""
+    return request.getfixturevalue("ordinary_user") if request.param != "root's" else None
+
+
 @pytest.fixture(scope="session")
 def debian_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A minimal Debian; half a minute, so what uses it is in one xdist group."""

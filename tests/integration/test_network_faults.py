@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -17,14 +16,13 @@ from msgspec.structs import replace
 
 from sandbox import Engine, RunOptions, SandboxError
 from sandbox.network_options import parse_allow_net
-from sandbox.runtime.init import places
-from sandbox.runtime.init.netlink import Netlink
 from sandbox.runtime.network.networks import bridge_prefix
 from sandbox.runtime.spec import Allowed, Endpoint
 from tests.support.host import requires
 from tests.support.killing import Killer, instrumented
+from tests.support.networked import links, where_bridges_are
 
-pytestmark = [requires("root"), pytest.mark.xdist_group("network")]
+pytestmark = [requires("networks"), pytest.mark.anybody, pytest.mark.xdist_group("network")]
 
 PROCESSES, ROUNDS = 4, 50
 POINTS = 14
@@ -51,12 +49,12 @@ def remains(root: Path) -> list[str]:
     """What is left of containers in the engine's networks: links, addresses with their names, senders, lists."""
     prefix = bridge_prefix(root)
     ports = "v" + prefix.removeprefix("sbx")
-    links = [name for _, name in socket.if_nameindex() if name.startswith(ports)]
+    ends = [name for name in links(root) if name.startswith(ports)]
     leases = [str(path) for path in (root / "networks").glob("*/*") if path.name != "network.json"]
-    rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+    rules = where_bridges_are(root, "nft", "list", "ruleset")
     lists = re.compile(rf"table \w+ {prefix}\w*\.")
     own = [line for line in rules.splitlines() if (ports in line and "elements" in line) or lists.search(line)]
-    return [*links, *leases, *own]
+    return [*ends, *leases, *own]
 
 
 def stays(root: Path) -> list[str]:
@@ -119,9 +117,9 @@ def test_a_next_run_is_not_taken_apart_by_the_one_before(lab: Engine) -> None:
     (again,) = [lab.networks.join(lab.networks.find("lab"), container._record.spec, Endpoint("lab"), "eth0", is_start=True)]
     assert again["address"] == before["address"]
     found = remains(lab.root)
-    places.forget(Netlink, before)
+    lab.networks.forget(before)
     assert remains(lab.root) == found
-    places.forget(Netlink, again)
+    lab.networks.forget(again)
     assert [line for line in remains(lab.root) if "table" in line or "elements" in line] == []
     state.write_text(json.dumps({**json.loads(state.read_text()), "status": "running"}))
     container.remove(force=True)

@@ -35,14 +35,17 @@ class Done:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Runs `sandbox --root ROOT …`; one that does not end within `patience` seconds fails."""
+    """Runs `sandbox --root ROOT …`; one that does not end within `patience` seconds fails. `prefix`: what runs it as somebody else, or
+    elsewhere; `python`: whose it is."""
 
     root: Path
     patience: float = _PATIENCE
+    prefix: tuple[str, ...] = ()
+    python: str = sys.executable
 
     def argv(self, *words: str) -> list[str]:
         """The whole command line."""
-        return [sys.executable, "-m", "sandbox", "--root", str(self.root), *words]
+        return [*self.prefix, self.python, "-m", "sandbox", "--root", str(self.root), *words]
 
     def __call__(self, *words: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None) -> Done:
         """To its end, whatever that is."""
@@ -80,9 +83,11 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
 
 
 @contextmanager
-def command_line(root: Path, *images: tuple[Path, str]) -> Iterator[CommandLine]:
+def command_line(
+    root: Path, *images: tuple[Path, str], prefix: tuple[str, ...] = (), python: str = sys.executable
+) -> Iterator[CommandLine]:
     """A command line with these images imported; afterwards its containers are removed and nothing may be left."""
-    made = CommandLine(root)
+    made = CommandLine(root, prefix=prefix, python=python)
     for tar, name in images:
         made.ok("import", "-c", 'CMD ["sh"]', str(tar), name)
     try:

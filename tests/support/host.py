@@ -87,6 +87,11 @@ def _tun() -> str | None:
     return None if is_open else "/dev/net/tun: not for everybody"
 
 
+def _networks() -> str | None:
+    """Whether containers of whoever runs the tests can be in networks."""
+    return None if os.geteuid() == 0 else missing("tool:pasta") or _tun()
+
+
 def _loopback() -> str | None:
     try:
         with socket.create_server(("127.0.0.1", 0)):
@@ -110,5 +115,6 @@ PROBES: dict[str, Callable[[], str | None]] = {
     "network": _network,
     "loopback": _loopback,
     "tun": _tun,
+    "networks": _networks,
     "image-schemas": image_schemas.missing,
 }

@@ -1,11 +1,19 @@
-"""Containers that serve and call, for tests of networks."""
+"""Containers that serve and call, for tests of networks; and a look at where the bridges are: here for root, in an ordinary user's hub."""
 
 from __future__ import annotations
 
-import socket
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
 
+import pytest
+
+from sandbox.runtime.init import hub
 from sandbox.runtime.network.networks import bridge_prefix
-from tests.support.command_line import CommandLine
+from tests.support.command_line import CommandLine, command_line
+from tests.support.ordinary_user import SYSTEM_PYTHON, OrdinaryUser, packages_of
 
 SERVE = """import socket,sys; s=socket.create_server(('', int(sys.argv[1])))
 while True:
@@ -27,6 +35,44 @@ try:
 except OSError as err:
     print(type(err).__name__)
 """
+
+
+WHOSE = pytest.mark.parametrize("whose", ["root's", "an ordinary user's"], scope="module", indirect=True)
+"""Whose engine `command_line_of` runs; for tests that themselves are root, and play a host."""
+
+
+@contextmanager
+def command_line_of(user: OrdinaryUser | None, root: Path, python_tar: Path) -> Iterator[CommandLine]:
+    """A command line with the captured Python as the image `python`: this user's, else root's, below `root`."""
+    with command_line(root) if user is None else _command_line_as(user, user.home / root.parent.name) as made:
+        made.ok("load", stdin=python_tar.read_bytes())
+        made.ok("tag", "localhost/python", "python")
+        yield made
+
+
+def _command_line_as(user: OrdinaryUser, root: Path) -> AbstractContextManager[CommandLine]:
+    env = {"PYTHONPATH": str(packages_of(user)), "SANDBOX_NETWORK": "none"}
+    return command_line(root, prefix=(*user.prefix(env), "env", "-C", str(user.home)), python=SYSTEM_PYTHON)
+
+
+def where_bridges_are(root: Path, *argv: str, is_hub: bool | None = None) -> str:
+    """What a program says where the bridges of this engine are; nothing when there is no such place."""
+    if not (os.geteuid() != 0 if is_hub is None else is_hub):
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    try:
+        connection = hub.connect(str(root / "networks"))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return ""
+    with closing(connection):
+        enter = ["nsenter", f"--user=/proc/self/fd/{connection.user}", f"--net=/proc/self/fd/{connection.net}"]
+        kept = (connection.user, connection.net)
+        return subprocess.run([*enter, *argv], check=True, capture_output=True, text=True, pass_fds=kept).stdout
+
+
+def links(root: Path) -> list[str]:
+    """The names of the links there."""
+    shown = where_bridges_are(root, "ip", "-brief", "link")
+    return sorted(line.split()[0].partition("@")[0] for line in shown.splitlines())
 
 
 class Site:
@@ -53,5 +99,5 @@ class Site:
         return self.sandbox.ok("run", "--rm", *flags, "python", "python", "-c", CALL, target, str(port), str(patience)).out.strip()
 
     def on_host(self) -> list[str]:
-        """Our bridges here."""
-        return [name for _, name in socket.if_nameindex() if name.startswith(bridge_prefix(self.sandbox.root))]
+        """Our bridges."""
+        return [name for name in links(self.sandbox.root) if name.startswith(bridge_prefix(self.sandbox.root))]

@@ -41,12 +41,14 @@ class OrdinaryUser:
     ) -> subprocess.CompletedProcess[str]:
         """Run it as this user, in a new session, with no group or capability of ours, in these cgroups."""
         join = ["sh", "-c", _JOIN, "sh", " ".join(map(str, groups))] if groups else []
-        drop = [*join, "setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--init-groups", "--inh-caps=-all", "--reset-env"]
+        command = [*join, *self.prefix(env), *argv]
+        return subprocess.run(command, cwd=cwd or self.home, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def prefix(self, env: Mapping[str, str] | None = None) -> list[str]:
+        """What runs the words after it as this user."""
+        drop = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--init-groups", "--inh-caps=-all", "--reset-env"]
         settings = {"HOME": str(self.home), "PATH": os.environ["PATH"], **(env or {})}
-        words = [f"{name}={value}" for name, value in settings.items()]
-        return subprocess.run(
-            [*drop, "--", "env", *words, *argv], cwd=cwd or self.home, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        return [*drop, "--", "env", *(f"{name}={value}" for name, value in settings.items())]
 
 
 _JOIN = 'for group in $1; do echo 0 > "$group/cgroup.procs"; done; shift; exec "$@"'

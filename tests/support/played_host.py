@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.support.command_line import CommandLine
 
@@ -100,15 +100,7 @@ class PlayedHost:
 
     def sandbox(self, other: CommandLine) -> CommandLine:
         """The same engine, used on this host."""
-        return _There(other.root, other.patience, prefix=tuple(self.command(self.host)))
-
-
-@dataclass(frozen=True)
-class _There(CommandLine):
-    prefix: tuple[str, ...] = ()
-
-    def argv(self, *words: str) -> list[str]:
-        return [*self.prefix, *super().argv(*words)]
+        return replace(other, prefix=(*self.command(self.host), *other.prefix))
 
 
 class Served:
