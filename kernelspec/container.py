@@ -118,11 +118,6 @@ class KernelContainer:
         if on_end is not None:
             on_end(done)
 
-    def prepare_next(self) -> None:
-        """Have ready what the next kernel will need."""
-        if self._running is not None:
-            self._running.prepare_next()
-
     def poll(self) -> int | None:
         """The kernel's exit status, None while it runs (or was never started)."""
         return self.completed.exit_code if self._ended.is_set() and self.completed else None

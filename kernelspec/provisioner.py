@@ -88,7 +88,6 @@ class SandboxProvisioner(LocalProvisioner):
             if self._kernel is None:
                 self._kernel = KernelContainer(self._request(cmd, kwargs, self._engine), self._directory, self._engine)
             await asyncio.to_thread(self._kernel.start, connection, stdout=stdout, stderr=stderr)
-            await asyncio.to_thread(self._kernel.prepare_next)
         except BaseException as err:
             await self._give_up(err)
             raise

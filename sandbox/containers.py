@@ -387,12 +387,12 @@ class Container:
         handling: Handling = Handling(),
     ) -> Running:
         """Start one more program inside and stay attached to it."""
-        if self.status == "paused":
+        state = self._state
+        if state.status == "paused":
             raise WrongState(f"container {self.name}: is paused", wanted="running", actual="paused", hint=f"sandbox unpause {self.name}")
-        pid = self.pid
-        if pid is None:
+        if state.status != "running":
             raise WrongState(
-                f"container {self.name}: is not running", wanted="running", actual=self.status, hint=f"sandbox start {self.name}"
+                f"container {self.name}: is not running", wanted="running", actual=state.status, hint=f"sandbox start {self.name}"
             )
         own = self._record.spec.process
         process = Process(
@@ -402,7 +402,7 @@ class Container:
             user=own.user if user is None else user,
             tty=tty,
         )
-        running = self._engine._runtime.exec(self._record.spec, pid, process, streams, handling=handling)
+        running = self._engine._runtime.exec(self._record.spec, state.facts, process, streams, handling=handling)
         self._note(f"exec_start: {' '.join(argv)}")
         return running
 

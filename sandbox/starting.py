@@ -83,7 +83,7 @@ class Starter:
     def _run_ours(self, record: Record, state: State, process: Process, streams: Streams) -> Running:
         if state.status in ("running", "paused"):  # in the groups of one that is paused it would be paused, too
             is_inside = state.status == "running"
-            return self._runtime.exec(record.spec, int(state.facts["pid"]), process, streams, grouped=is_inside)
+            return self._runtime.exec(record.spec, state.facts, process, streams, grouped=is_inside)
         self.prepare(record)
         spec = replace(record.spec, process=process, network="none", endpoints=(), ports=(), timeout=None, read_only=False)
         return self._runtime.start(spec, Handling(remove=False, record=False), streams)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -120,17 +120,16 @@ class Runtime:
     def exec(
         self,
         container: ContainerSpec,
-        pid: int,
+        state: Mapping[str, Any],
         process: Process,
         streams: Streams = Streams(),
         *,
         handling: Handling = Handling(),
         grouped: bool = True,
     ) -> Running:
-        """Start one more program in the running container whose init is `pid`; with `grouped` in its cgroups."""
-        state = files.read_json(str(self.record(container.id) / "state.json")) or {}
+        """Start one more program in a running container, whose state.json says `state`; with `grouped` in its cgroups."""
         plan = {
-            "pid": procs.entered_through(pid),
+            "pid": procs.entered_through(int(state["pid"])),
             "namespaces": state.get("namespaces", []),
             "joins": state.get("joins", []) if grouped else [],
             "into": state.get("into") if grouped else None,
@@ -144,9 +143,7 @@ class Runtime:
             "cgroup": None,
         }
         with self._spawner.reserve() as supervisor:
-            running = _hand_over(supervisor, "exec", plan, streams, Limits(), None)
-        running.finally_do(self._spawner.restock)
-        return running
+            return _hand_over(supervisor, "exec", plan, streams, Limits(), None, self._spawner.restock)
 
     def attach(self, container: ContainerSpec, name: str, streams: Streams) -> Running:
         """Take part in a running container: get what it prints from now on, type into it. WrongState when that cannot be."""
@@ -228,28 +225,37 @@ class Place(msgspec.Struct, frozen=True):
         with self._runtime._attached(spec) as network:
             plan = self._runtime._plan(spec, handling, streams, network)
             try:
-                running = _hand_over(self._supervisor, "run", plan, streams, spec.limits, spec.timeout)
+                return _hand_over(self._supervisor, "run", plan, streams, spec.limits, spec.timeout, self._restock(plan, spec))
             except PortTaken as err:
                 from sandbox.runtime.network.ports import owner_of
 
                 owner = owner_of(self._runtime.root, err.port, err.protocol)
                 raise PortTaken(f"{err}{owner and f' by {owner}'}", port=err.port, protocol=err.protocol) from err
-        runtime = self._runtime
-        is_next_alike = not handling.detach and has_left_host(plan) and not spec.shares_with and not plan["hub"]
-        running.finally_do(partial(runtime._restock_like, plan, spec) if is_next_alike else runtime._spawner.restock)
-        return running
+
+    def _restock(self, plan: Mapping[str, Any], spec: ContainerSpec) -> Callable[[], object]:
+        """How to make what the next container needs."""
+        is_next_alike = not plan["detach"] and has_left_host(plan) and not spec.shares_with and not plan["hub"]
+        return partial(self._runtime._restock_like, plan, spec) if is_next_alike else self._runtime._spawner.restock
 
 
 def _hand_over(
-    supervisor: socket.socket, job: str, plan: Mapping[str, Any], streams: Streams, limits: Limits, timeout: float | None
+    supervisor: socket.socket,
+    job: str,
+    plan: Mapping[str, Any],
+    streams: Streams,
+    limits: Limits,
+    timeout: float | None,
+    restock: Callable[[], object],
 ) -> Running:
-    """Have a supervisor start what is planned; the connection is the result's own from now on."""
+    """Have a supervisor start what is planned; the connection is the result's own from now on. `restock` makes what the next one needs,
+    while this one runs."""
     with ExitStack() as opened:
         wiring = Wiring(streams, opened)
         hand_over(supervisor, job, plan, wiring.theirs)
         wiring.close_theirs()
         running = Running(opened.enter_context(socket.socket(fileno=supervisor.detach())), wiring, limits, timeout)
         running._wait_started()
+        restock()
         opened.pop_all()
     return running
 

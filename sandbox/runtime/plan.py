@@ -125,6 +125,14 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
     }
 
 
+def encoded(plan: Mapping[str, Any]) -> bytes:
+    """As JSON. msgspec is ten times as fast as json, and takes no names that are not UTF-8."""
+    try:
+        return msgspec.json.encode(plan)
+    except UnicodeEncodeError:
+        return json.dumps(plan).encode()
+
+
 def has_left_host(plan: Mapping[str, Any]) -> bool:
     """Whether init, on its ground, has let go of the host's mounts."""
     return any(name == "enter_root" for name, _ in plan["ground_steps"])
@@ -133,8 +141,8 @@ def has_left_host(plan: Mapping[str, Any]) -> bool:
 def another_ground(plan: Mapping[str, Any], container_id: str, id_base: int | None) -> dict[str, Any]:
     """The ground (init/ground) of a container like this plan's, but called `container_id`. `id_base`: as in Site; None: no range of its
     own."""
-    text = json.dumps({key: plan[key] for key in KEYS}).replace(plan["id"][:GROUP_ID], container_id[:GROUP_ID])
-    facts: dict[str, Any] = json.loads(text)
+    text = encoded({key: plan[key] for key in KEYS}).replace(plan["id"][:GROUP_ID].encode(), container_id[:GROUP_ID].encode())
+    facts: dict[str, Any] = msgspec.json.decode(text)
     return facts if id_base is None else {**facts, "idmap": _range_of_its_own(id_base)}
 
 

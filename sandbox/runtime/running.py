@@ -132,7 +132,6 @@ class Running(msgspec.Struct):
     _result: dict[str, Any] | None = None
     _captured: dict[Stream, list[bytes]] = msgspec.field(default_factory=lambda: {"stdout": [], "stderr": []})
     _attended: dict[int, Callable[[], object]] = msgspec.field(default_factory=dict)
-    _after: Callable[[], object] | None = None
     _is_program: bool = False
     is_guest: bool = False
     """Whether somebody else started it: then it goes on without us."""
@@ -154,17 +153,6 @@ class Running(msgspec.Struct):
         """Let go: a container that still runs attached is killed by its supervisor, a detached one goes on."""
         self._client.close()
         self._wiring.close()
-        self.prepare_next()
-
-    def prepare_next(self) -> None:
-        """Make what the next container needs now, not when this one has ended: for one that runs long."""
-        after, self._after = self._after, None
-        if after is not None:
-            after()
-
-    def finally_do(self, action: Callable[[], object]) -> None:
-        """Something to do once it is let go."""
-        self._after = action
 
     def signal(self, number: int) -> None:
         """Send a signal to the program; nothing happens when it has ended."""

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any  # Any: a plan is JSON
 
 import msgspec
@@ -19,6 +20,7 @@ import msgspec
 from sandbox.errors import SetupFailed
 from sandbox.runtime.init import link
 from sandbox.runtime.interpreter import open_interpreter
+from sandbox.runtime.plan import encoded
 
 if TYPE_CHECKING:
     import subprocess
@@ -33,7 +35,7 @@ _PATIENCE = 30.0
 
 def hand_over(supervisor: socket.socket, job: str, plan: Mapping[str, Any], stdio: Sequence[int]) -> None:
     """Give a reserved supervisor its job, the plan, and the program's stdin, stdout, stderr; SetupFailed when it is gone."""
-    memory = link.write_plan(plan)
+    memory = link.hold(encoded(plan))
     try:
         link.send(supervisor, {"job": job}, [memory, *stdio])
     except (BrokenPipeError, ConnectionResetError) as err:
@@ -115,23 +117,20 @@ class Spawner:
         with self._lock:
             if not self._wants(self._grounded):
                 return
-            end, memory = self._fork(), link.write_plan(ground())
+            memory = link.hold(encoded(ground()))
             try:
-                link.send(end, {"lock": str(lock)}, [memory])
-            except (BrokenPipeError, ConnectionResetError):
-                end.close()  # it was killed: the next container starts without
-            else:
-                self._grounded = Spare(end, container_id)
+                self._grounded = Spare(self._fork({"lock": str(lock)}, [memory]), container_id)
             finally:
                 os.close(memory)
 
     def _wants(self, spare: Spare | socket.socket | None) -> bool:
         return self._has_spare and spare is None and self._socket is not None and self._owner == os.getpid()
 
-    def _fork(self) -> socket.socket:
+    def _fork(self, task: Mapping[str, Any] = MappingProxyType({}), fds: Sequence[int] = ()) -> socket.socket:
+        """A supervisor, which first has that task."""
         ours, theirs = link.pair()
         try:
-            self._send([theirs.fileno()])
+            self._send(dict(task), [theirs.fileno(), *fds])
         except BaseException:
             ours.close()
             raise
@@ -139,12 +138,12 @@ class Spawner:
             theirs.close()
         return ours
 
-    def _send(self, fds: Sequence[int]) -> None:
+    def _send(self, task: Mapping[str, Any], fds: Sequence[int]) -> None:
         try:
-            link.send(self._connect(), {}, fds)
+            link.send(self._connect(), task, fds)
         except (BrokenPipeError, ConnectionResetError):
             self._discard()
-            link.send(self._connect(), {}, fds)
+            link.send(self._connect(), task, fds)
 
     def _connect(self) -> socket.socket:
         if self._socket is None or self._owner != os.getpid():  # a fork must not talk through its parent's socket

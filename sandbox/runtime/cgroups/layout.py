@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -176,7 +177,8 @@ class Layout(msgspec.Struct, frozen=True):
                 yield controller, h
 
 
-def _controllers_of(limit: str) -> list[tuple[Version, str]]:
+@cache
+def _controllers_of(limit: str) -> Sequence[tuple[Version, str]]:
     """The controllers that enforce a limit, by version."""
     return list(dict.fromkeys((version, row.controller) for version, table in TABLES.items() for row in table if row.limit == limit))
 

@@ -52,7 +52,12 @@ def read_plan(fd: int, *, keep: bool = False) -> dict[str, Any]:
 
 
 def write_plan(plan: Mapping[str, Any]) -> int:
-    """A memfd that holds the plan: no size limit, nothing on disk."""
+    """A memfd that holds the plan."""
+    return hold(json.dumps(plan).encode())
+
+
+def hold(text: bytes) -> int:
+    """A memfd with this in it: no size limit, nothing on disk."""
     fd = os.memfd_create("plan", os.MFD_CLOEXEC)
-    os.write(fd, json.dumps(plan).encode())
+    os.write(fd, text)
     return fd

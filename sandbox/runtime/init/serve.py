@@ -16,8 +16,8 @@ from sandbox.runtime.init import ground, join, link, supervisor, title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import NoReturn
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, NoReturn
 
 _CALM = 0.02
 """Seconds without a job before a ground is made ahead: of containers started one right after the other, the next would wait for it."""
@@ -52,23 +52,24 @@ def main(fd: int, interpreter: int = -1, greets: int = 0) -> NoReturn:
             os._exit(0)  # nothing to tidy up, and the engine waits for our end
         if os.fork() == 0:
             engine.close()
-            _serve(socket.socket(fileno=fds[0]), shown)
+            _serve(socket.socket(fileno=fds[0]), request, fds[1:], shown)
         for received in fds:
             os.close(received)
 
 
-def _serve(client: socket.socket, shown: title.Title) -> None:
-    """In the fork: become a supervisor as soon as the client says of what; never returns. It may first ask for a ground to be made."""
+def _serve(client: socket.socket, task: Mapping[str, Any], given: Sequence[int], shown: title.Title) -> None:
+    """In the fork: become a supervisor as soon as the client says of what; never returns. The `task` before that: a ground to be made, of
+    the facts that are `given`; its `lock`."""
     spare = None
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         shown.set("sandbox-supervisor")
+        if "lock" in task and not _hears_within(client, _CALM):
+            spare = ground.Spare(link.read_plan(given[0], keep=True), task["lock"], shown)
+        for fd in given:
+            os.close(fd)
         message, fds = link.receive(client)
-        if message is not None and "lock" in message:
-            if not _hears_within(client, _CALM):
-                spare = ground.Spare(link.read_plan(fds[0]), message["lock"], shown)
-            message, fds = link.receive(client)
         if message is not None:
             JOBS[message["job"]](fds[0], client, fds[1:], shown, spare)
         elif spare is not None:
