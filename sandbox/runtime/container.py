@@ -234,7 +234,7 @@ class Place(msgspec.Struct, frozen=True):
 
     def _restock(self, plan: Mapping[str, Any], spec: ContainerSpec) -> Callable[[], object]:
         """How to make what the next container needs."""
-        is_next_alike = not plan["detach"] and has_left_host(plan) and not spec.shares_with and not plan["hub"]
+        is_next_alike = not plan["detach"] and has_left_host(plan) and not spec.shares_with
         return partial(self._runtime._restock_like, plan, spec) if is_next_alike else self._runtime._spawner.restock
 
 

@@ -240,13 +240,16 @@ def test_hub_and_ports_end_with_a_killed_supervisor(say: Say, ordinary_user: Ord
         socket.create_connection(("127.0.0.1", port), timeout=10)
 
 
-@pytest.mark.parametrize("victim", ["keeper", "holder", "helper"])
+@pytest.mark.parametrize("victims", [("keeper",), ("holder",), ("helper",), ("keeper", "holder")])
 def test_a_container_outlives_its_hub_and_is_back_after_a_restart(
-    say: Say, ordinary_user: OrdinaryUser, packages: Path, victim: str
+    say: Say, ordinary_user: OrdinaryUser, packages: Path, victims: tuple[str, ...]
 ) -> None:
     old = _serve(say, ordinary_user, "pasta", "-p", "80")["80/tcp"]
     first = _hub(ordinary_user)
-    os.kill(first[victim], signal.SIGKILL)
+    for victim in victims:
+        os.kill(first[victim], signal.SIGSTOP)
+    for victim in victims:
+        os.kill(first[victim], signal.SIGKILL)
     _all_end(first.values())
     with _going(ordinary_user, packages, "events", "--since", "1h") as events:
         assert events.stdout
@@ -309,6 +312,22 @@ except OSError as err: print(type(err).__name__)
     assert kept.returncode == 0, kept.stderr  # the hub passes packets on still
     refused = say("run", "--rm", "--network", "lab", "--userns", "host", "python", "true")
     assert (refused.returncode, "not with --userns host" in refused.stderr) == (125, True), refused.stderr
+
+
+def test_nothing_of_the_hub_is_open_in_a_container(say: Say, ordinary_user: OrdinaryUser) -> None:
+    _serve(say, ordinary_user, None, "--network", "bridge", "-p", "80")
+    holder = _hub(ordinary_user)["holder"]
+    hubs = {os.readlink(f"/proc/{holder}/ns/{kind}") for kind in ("user", "net")}
+    state = _state(ordinary_user)
+    assert hubs <= _open_in(state["supervisor"])  # the twin
+    for pid in _family(state["pid"]):
+        kept = {os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("user", "net")} | _open_in(pid)
+        assert not kept & hubs
+
+
+def _open_in(pid: int) -> set[str]:
+    """What its descriptors are open on."""
+    return {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def test_builds_run_in_it(say: Say, ordinary_user: OrdinaryUser) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.running import Streams
 from tests.support import leftovers
 from tests.support.host import requires
+from tests.support.networked import take_bridges_away
 
 pytestmark = [requires("userns", "overlay", "tool:busybox"), pytest.mark.anybody]
 
@@ -51,7 +53,7 @@ def is_init(pid: str) -> bool:
     return Path(f"/proc/{pid}/comm").read_text() == "sandbox-init\n"
 
 
-def run_like_the_last(engine: Engine, image: str, **options: int) -> int:
+def run_like_the_last(engine: Engine, image: str, **options: Any) -> int:  # Any: of RunOptions
     """The pid of its init."""
     with engine.launch(image, ["true"], options=RunOptions(rm=True, **options)) as running:
         assert running.wait().exit_code == 0
@@ -97,6 +99,20 @@ def test_one_that_was_killed_is_not_missed(engine: Engine, busybox_image: str, s
     engine.prune()
     leftovers.nothing_left(engine.root)
     assert os.listdir(engine.root / SPARES) == []
+
+
+@requires("networks")
+def test_one_in_a_network_serves_the_next_there_unless_that_is_gone(engine: Engine, busybox_image: str) -> None:
+    run_like_the_last(engine, busybox_image, network="bridge")
+    spare = init_of(engine.root / SPARES / waiting(engine))
+    assert run_like_the_last(engine, busybox_image, network="bridge") == spare
+    spare = init_of(engine.root / SPARES / waiting(engine))
+    take_bridges_away(engine.root)
+    with engine.launch(busybox_image, ["ip", "route"], options=RunOptions(rm=True, network="bridge")) as running:
+        assert b"default via 10." in running.wait().stdout
+    assert (running.pid == spare) == (os.geteuid() == 0)  # an ordinary user's is nested in what is gone
+    engine.prune()
+    leftovers.nothing_left(engine.root)
 
 
 def test_a_neighbours_sweep_leaves_one_that_waits_and_takes_one_that_is_lost(engine: Engine, busybox_image: str, spare: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -67,6 +69,22 @@ def where_bridges_are(root: Path, *argv: str, is_hub: bool | None = None) -> str
         enter = ["nsenter", f"--user=/proc/self/fd/{connection.user}", f"--net=/proc/self/fd/{connection.net}"]
         kept = (connection.user, connection.net)
         return subprocess.run([*enter, *argv], check=True, capture_output=True, text=True, pass_fds=kept).stdout
+
+
+def take_bridges_away(root: Path) -> None:
+    """As by hand, or by a kill: root's bridges one by one, an ordinary user's with the hub."""
+    if os.geteuid() == 0:
+        for name in links(root):
+            if name.startswith(bridge_prefix(root)):
+                subprocess.run(["ip", "link", "delete", name], check=True)
+        return
+    listed = subprocess.run(["pgrep", "-U", str(os.geteuid()), "sandbox-network"], check=True, capture_output=True, text=True).stdout
+    with closing(hub.connect(str(root / "networks"))) as connection:
+        (holder,) = [pid for pid in map(int, listed.split()) if os.path.samefile(f"/proc/{pid}/ns/net", f"/proc/self/fd/{connection.net}")]
+        end = os.pidfd_open(holder)
+        os.kill(holder, signal.SIGKILL)
+        select.select([end], [], [], 20)
+        os.close(end)
 
 
 def links(root: Path) -> list[str]:

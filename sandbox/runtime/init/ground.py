@@ -10,7 +10,7 @@ import os
 import select
 import signal
 
-from sandbox.runtime.init import cgroup, files, hostside, link, pid1, sharing, subids
+from sandbox.runtime.init import cgroup, files, hostside, hub, link, pid1, sharing, subids
 from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.init.hostside import Refused
 
@@ -147,14 +147,16 @@ class Spare:
         self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._ground: Ground | None = None
+        self._hub: hub.Connection | None = None
         try:
-            self._ground = Ground(facts, shown)
+            self._hub = hub.connect(facts["hub"]) if facts["hub"] else None
+            self._ground = Ground(facts, shown, self._hub.user if self._hub else -1)
         except (Refused, OSError):
             self._release()  # whoever comes next tries the same, and hears why
 
     def take(self, plan: Mapping[str, Any]) -> Ground | None:
         """It, if it suits; then it is the caller's. Else nothing is left of it."""
-        if self._ground is None or not self._ground.suits(plan):
+        if self._ground is None or not self._ground.suits(plan) or (self._hub and self._hub.has_ended()):
             self.discard()
             return None
         ground, self._ground = self._ground, None
@@ -171,6 +173,8 @@ class Spare:
     def _release(self) -> None:
         files.remove_file(self._path)
         os.close(self._lock)
+        if self._hub:
+            self._hub.close()
 
 
 def _refused(message: str, step: str, err: OSError) -> Refused:

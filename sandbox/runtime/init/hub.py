@@ -13,7 +13,7 @@ import os
 import select
 import socket
 
-from sandbox.runtime.init import control, link, netlink
+from sandbox.runtime.init import control, helper, link, netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ NAME = "hub"
 
 
 class Connection:
-    """`user` and `net`: descriptors of its namespaces. Not for several threads at once: all sockets of a protocol are one."""
+    """`user` and `net`: descriptors of its namespaces. Not for several threads at once: all sockets of a protocol are one. Should all of
+    the hub be killed but its helper, whoever was connected ends that when closing."""
 
     def __init__(self, end: socket.socket, fds: Sequence[int]) -> None:
         self._end = end
@@ -56,6 +57,8 @@ class Connection:
 
     def close(self) -> None:
         """It is needed no more."""
+        if self.has_ended():
+            helper.kill(self._fds[4])
         self._end.close()
         for fd in self._fds:
             os.close(fd)

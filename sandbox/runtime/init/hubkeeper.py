@@ -30,7 +30,8 @@ LOCK = "hub.lock"
 """Held by whoever starts a hub, and by one that ends while it takes its socket away."""
 _GRACE = 5.0
 """Seconds that a hub waits for the next when nobody is connected: containers run one after the other, each by a command of its own."""
-_FORWARDING = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
+_SETTINGS = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv6/conf/default/accept_ra": "2"}
+"""Pass packets on, and take the helper's word on IPv6 nevertheless (ip-sysctl.rst)."""
 
 
 def run(orders: int, client: socket.socket, stdio: Sequence[int], shown: Title, spare: ground.Spare | None = None) -> None:
@@ -52,7 +53,7 @@ def run(orders: int, client: socket.socket, stdio: Sequence[int], shown: Title, 
     except (OSError, helper.Failed) as err:
         keeper.end()
         files.remove_file(f"{plan['directory']}/{hub.NAME}")
-        message = f"{err.filename}: {err.strerror}" if isinstance(err, OSError) and err.filename else str(err)
+        message = f"{err.filename or 'namespaces'}: {err.strerror}" if isinstance(err, OSError) else str(err)
         link.send(client, {"event": "refused", "message": message})
         return
     client.close()
@@ -121,10 +122,10 @@ def _set_up(plan: Mapping[str, Any]) -> None:
     os.setresuid(0, 0, 0)
     with netlink.Netlink() as net:
         netlink.set_up(net, netlink.index_of(net, "lo"))
-    for name in _FORWARDING:
+    for name, value in _SETTINGS.items():
         if os.path.exists(f"/proc/sys/net/{name}"):
             with open(f"/proc/sys/net/{name}", "w", encoding="ascii") as file:
-                file.write("1")
+                file.write(value)
     with netlink.Netlink(netlink.NETFILTER) as net:
         net.transact([(kind, bytes.fromhex(body), flags) for kind, body, flags in plan["rules"]])
 
@@ -170,7 +171,7 @@ class _Holder:
         namespaces = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("user", "net")]
         sockets = [netlink.open_socket(protocol) for protocol in (netlink.ROUTE, netlink.NETFILTER)]
         try:
-            link.send(user, {"event": "connected"}, [*namespaces, *(each.fileno() for each in sockets)])
+            link.send(user, {"event": "connected"}, [*namespaces, *(each.fileno() for each in sockets), self._helper])
             self._users[user.fileno()] = user
         except (BrokenPipeError, ConnectionResetError):
             user.close()

@@ -89,6 +89,7 @@ class InHub:
 
     def rest(self) -> None:
         """End the hub unless somebody else is connected to it."""
+        self._spawner.dismiss_spares()
         self.close()
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), contextlib.closing(connect(self.hub)) as connection:
             connection.dismiss()
@@ -174,7 +175,8 @@ def _pasta(program: str, subnet: ipaddress.IPv4Network) -> list[str]:
 
 
 def _slirp4netns(program: str, subnet: ipaddress.IPv4Network) -> list[str]:
-    ways = ["--configure", "--mtu", "65520", "--cidr", str(subnet), "--disable-host-loopback", "--disable-dns"]
+    version6 = ["--enable-ipv6"] if leads_out6() else []
+    ways = ["--configure", "--mtu", "65520", "--cidr", str(subnet), *version6, "--disable-host-loopback", "--disable-dns"]
     return [program, *ways, "--ready-fd", READY, PID, _LINK]
 
 
