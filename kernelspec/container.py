@@ -182,7 +182,7 @@ class KernelContainer:
         )  # fmt: skip
         shared = (path, *((request.cwd,) if request.cwd else ()))
         mounts = [Mount("bind", each, each) for each in shared]
-        return self._engine.launch_container(request.image, rest, options=options, streams=streams, mounts=mounts)
+        return self._engine.launch(request.image, rest, options=options, streams=streams, mounts=mounts)
 
 
 def mounted_directory(cwd: str | os.PathLike[str] | None) -> str | None:

@@ -121,7 +121,7 @@ class Cells:
         streams_in = Streams(stdin=self._stdin(cell.cell, invocation, cell.body))
         options = cell.options
         launch = partial(engine.launch, image, invocation.argv, options=options, streams=streams_in, mounts=mounts)
-        with self._notebook.streams(cell.cell) as streams, launch() as running:
+        with self._notebook.streams(cell.cell) as streams, launch()[0] as running:
             completed = running.wait(streams.write)
         result = display.cell_result(completed, program=invocation.chosen, network=options.network_name, memory_limit=options.memory)
         failure = None if completed.ok else failures.failure_of(completed, invocation, where=f"image {cell.image}", facts=facts)

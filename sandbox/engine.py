@@ -12,16 +12,15 @@ from typing import IO, TYPE_CHECKING, Literal, Self
 from msgspec.structs import replace
 
 from sandbox import launch
+from sandbox.archiving import Archives
 from sandbox.build.times import now
 from sandbox.containers import Container, ProcessRow, Stats
 from sandbox.creating import Creator
-from sandbox.errors import InvalidOption, SandboxError
 from sandbox.image import drafts, owners
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
 from sandbox.images import HistoryRow, Images, ImageSummary
 from sandbox.logs import LogLine
-from sandbox.oci import RunConfig
 from sandbox.options import RunOptions, parse_duration, parse_size
 from sandbox.pruning import Pruner, PruneReport
 from sandbox.records import ALIVE, Record, Records, Status
@@ -115,6 +114,7 @@ class Engine:
         self._runtime = Runtime(self.root, spawner)
         self._images = Images(self._store, self._records)
         self._transfers = Transfers(self._store)
+        self._archives = Archives(self._store)
         self.volumes = Volumes(self.root, self._records, self._store.exclusive)
         self._creator = Creator(self.root, self._store, self._records, self.volumes)
         self._starter = Starter(self._records, self._runtime)
@@ -161,17 +161,18 @@ class Engine:
         Raises DockerfileError, UnknownStage, StepFailed. SOURCE_DATE_EPOCH, as build argument or in the environment, is the time
         everything gets.
         """
-        from sandbox.build.builder import Builder, BuildRequest  # the parser costs every other verb 15 ms
+        from sandbox.build.builder import Builder  # the parser costs every other verb 15 ms
+        from sandbox.build.request import BuildRequest, read_dockerfile, with_epoch
         from sandbox.build.settings import Settings
 
         directory = Path(context) if context is not None else None
-        text, path = _read_dockerfile(directory, dockerfile)
+        text, path = read_dockerfile(directory, dockerfile)
         request = BuildRequest(
             context=directory,
             dockerfile=text,
             dockerfile_path=path,
             tags=tuple(tags),
-            build_args=_with_epoch(build_args or {}, settings.timestamp if settings else None, os.environ),
+            build_args=with_epoch(build_args or {}, settings.timestamp if settings else None, os.environ),
             target=target,
             no_cache=no_cache,
             labels=dict(labels or {}),
@@ -199,10 +200,11 @@ class Engine:
         self, context: str | Path | None = ".", *, dockerfile: str | Path | None = None, build_args: Mapping[str, str] | None = None
     ) -> tuple[Dockerfile, tuple[Finding, ...]]:
         """The Dockerfile as `build` takes it, and what BuildKit's rules find in it; nothing is built. DockerfileError."""
-        from sandbox.build.builder import Builder, BuildRequest  # as in build
+        from sandbox.build.builder import Builder  # as in build
+        from sandbox.build.request import BuildRequest, read_dockerfile
 
         directory = Path(context) if context is not None else None
-        text, path = _read_dockerfile(directory, dockerfile)
+        text, path = read_dockerfile(directory, dockerfile)
         request = BuildRequest(
             context=directory, dockerfile=text, dockerfile_path=path, build_args=dict(build_args or {}), now=now(os.environ)
         )
@@ -218,25 +220,11 @@ class Engine:
         self, source: str | Path | IO[bytes], name: str | None = None, *, changes: Sequence[str] = (), message: str = ""
     ) -> Image:
         """Make an image of the tar of a root file system; `changes` are Dockerfile instructions such as `CMD ["sh"]`."""
-        from sandbox.committing import changed_config
-        from sandbox.image.archive import import_rootfs
-
-        config = changed_config(self.root, self._store, RunConfig(), changes)
-        reference = Reference.parse(name) if name else None
-        with _opened(source) as stream:
-            image = import_rootfs(self._store, stream, reference, config=config, message=message, created=now(os.environ))
-        self._note("image", "import", str(image.id), name=reference.familiar if reference else "")
-        return image
+        return self._archives.import_rootfs(source, name, changes=changes, message=message)
 
     def load(self, source: str | Path | IO[bytes]) -> list[tuple[str | None, Image]]:
         """Take in an archive of `save`, docker, podman or skopeo: names and images."""
-        from sandbox.image import archive
-
-        with _opened(source) as stream:
-            loaded = archive.load(self._store, stream)
-        for name, image in loaded:
-            self._note("image", "load", str(image.id), name=name or "")
-        return loaded
+        return self._archives.load(source)
 
     def save(
         self,
@@ -249,15 +237,7 @@ class Engine:
     ) -> None:
         """Write images to an archive; a file appears whole or not at all. `compression` of the layers: None leaves them as they are;
         `level`: how hard those are compressed that were not before. InvalidOption, ImageError."""
-        from sandbox.image import archive
-
-        images = [(_reference_of(name), self._store.find(name)) for name in names]
-        packing = archive.Packing(compression, force=True, level=level)
-        if not isinstance(target, str | Path):
-            archive.save(self._store, images, target, format=format, packing=packing)
-            return
-        with archive.written_whole(Path(target)) as out:
-            archive.save(self._store, images, out, format=format, packing=packing)
+        self._archives.save(names, target, format=format, compression=compression, level=level)
 
     def pull(
         self,
@@ -450,7 +430,7 @@ class Engine:
             read_only=read_only,
             rm=rm,
         )
-        with self.launch(image, argv, options=chosen, streams=Streams(stdin=stdin)) as running:
+        with self.launch(image, argv, options=chosen, streams=Streams(stdin=stdin))[0] as running:
             return running.wait(on_output)
 
     def launch(
@@ -461,23 +441,12 @@ class Engine:
         options: RunOptions = RunOptions(),
         streams: Streams = Streams(),
         mounts: Sequence[Mount] = (),
-    ) -> Running:
-        """Start a program in a fresh container and stay attached to it; leaving the result's context ends it.
+    ) -> tuple[Running, Container]:
+        """Start a program in a fresh container and stay attached to it; leaving the first result's context ends it. The second is for
+        whoever starts it again (`attach_started`), or wants to know more of it.
 
         `mounts`: more of them, beside those of the options.
         """
-        return self.launch_container(image, argv, options=options, streams=streams, mounts=mounts)[0]
-
-    def launch_container(
-        self,
-        image: str | Image,
-        argv: Sequence[str] = (),
-        *,
-        options: RunOptions = RunOptions(),
-        streams: Streams = Streams(),
-        mounts: Sequence[Mount] = (),
-    ) -> tuple[Running, Container]:
-        """As `launch`, with the container, for whoever starts it again (`attach_started`) or wants to know more of it."""
         with self._runtime.reserve() as place:
             record = self._create(image, argv, options, mounts, place.container_id)
             try:
@@ -507,7 +476,7 @@ class Engine:
 
         def launch(channel: int) -> tuple[Running, str, Callable[[], Usage]]:
             streams = Streams(stdin=stdin, channel=channel)
-            running, container = self.launch_container(image, rest, options=chosen, streams=streams, mounts=(runner_mount(), *mounts))
+            running, container = self.launch(image, rest, options=chosen, streams=streams, mounts=(runner_mount(), *mounts))
             return running, container.id, container.meter()
 
         return interpreter.start(runner, launch)
@@ -567,14 +536,7 @@ class Engine:
     def restore(self) -> list[Container]:
         """After a reboot: start again what its restart policy wants running (`always`, and `unless-stopped` or `on-failure`
         of what nobody stopped). Nothing is started by itself: there is no daemon; call this from an init system."""
-        started = []
-        for record in self._records.all():
-            state = self._records.state(record.id)
-            wanted = record.restart[0] == "always" or (record.restart[0] != "no" and state.lost)
-            if wanted and state.status == "exited":
-                self._starter.start_detached(record)
-                started.append(Container(self, record))
-        return started
+        return [Container(self, record) for record in self._starter.restore()]
 
     # clean-up
 
@@ -606,48 +568,3 @@ class Engine:
 
 def _ignore_event(event: BuildEvent) -> None:
     """Nobody wants to know."""
-
-
-def _read_dockerfile(context: Path | None, dockerfile: str | Path | None) -> tuple[str, Path | None]:
-    """The text, and the file it came from."""
-    if isinstance(dockerfile, str):
-        return dockerfile, None
-    path = dockerfile if dockerfile is not None else (context / "Dockerfile" if context is not None else None)
-    if path is None:
-        raise InvalidOption("no Dockerfile and no context", hint="give dockerfile= its text")
-    try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape"), path
-    except OSError as err:
-        raise InvalidOption(f"{path}: {(err.strerror or str(err)).lower()}", hint="name the Dockerfile with -f FILE") from err
-
-
-def _with_epoch(build_args: Mapping[str, str], timestamp: int | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """As buildx does, SOURCE_DATE_EPOCH of the environment is a build argument; --timestamp is another word for it."""
-    epoch = environ.get("SOURCE_DATE_EPOCH")
-    given = {**({"SOURCE_DATE_EPOCH": epoch} if epoch else {}), **build_args}
-    return given if timestamp is None else {**given, "SOURCE_DATE_EPOCH": str(timestamp)}
-
-
-def _read_file(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise InvalidOption(f"{path}: {err}") from err
-
-
-def _opened(source: str | Path | IO[bytes]) -> IO[bytes]:
-    """The stream; one given open is left to its owner to close in any case."""
-    if not isinstance(source, str | Path):
-        return source
-    try:
-        return Path(source).open("rb")
-    except OSError as err:
-        raise SandboxError(f"{source}: {(err.strerror or str(err)).lower()}") from err
-
-
-def _reference_of(name: str) -> Reference | None:
-    """The reference when `name` is one, None for an id."""
-    bare = name.removeprefix("sha256:")
-    if len(bare) >= 12 and set(bare) <= set("0123456789abcdef"):
-        return None
-    return Reference.parse(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -56,6 +57,15 @@ class Starter:
         with running:
             if running.refused is not None:
                 raise ContainerError(f"container {record.name}: {running.refused.reason}")
+
+    def restore(self) -> Iterator[Record]:
+        """Start again what its restart policy wants running after a reboot; each that was."""
+        for record in self._records.all():
+            state = self._records.state(record.id)
+            wanted = record.restart[0] == "always" or (record.restart[0] != "no" and state.lost)
+            if wanted and state.status == "exited":
+                self.start_detached(record)
+                yield record
 
     def unpack(self, record: Record, state: State, path: str, tar: bytes | IO[bytes]) -> None:
         """Run our own unpacker inside: in the running container's namespaces, else in a container set up for it. ContainerError."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.build.settings import Settings
-from sandbox.errors import InvalidInput
+from sandbox.errors import InvalidInput, InvalidOption
 from sandbox.runtime.spec import Network
 
 EPOCH = "SOURCE_DATE_EPOCH"
@@ -54,6 +54,26 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     def time(self) -> datetime:
         """The time in history and config."""
         return self.now if self.epoch is None else datetime.fromtimestamp(self.epoch, UTC)
+
+
+def read_dockerfile(context: Path | None, dockerfile: str | Path | None) -> tuple[str, Path | None]:
+    """Its text, and the file that came from: `dockerfile` is one or the other, by default CONTEXT/Dockerfile. InvalidOption."""
+    if isinstance(dockerfile, str):
+        return dockerfile, None
+    path = dockerfile if dockerfile is not None else (context / "Dockerfile" if context is not None else None)
+    if path is None:
+        raise InvalidOption("no Dockerfile and no context", hint="give dockerfile= its text")
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape"), path
+    except OSError as err:
+        raise InvalidOption(f"{path}: {(err.strerror or str(err)).lower()}", hint="name the Dockerfile with -f FILE") from err
+
+
+def with_epoch(build_args: Mapping[str, str], timestamp: int | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """As buildx does, SOURCE_DATE_EPOCH of the environment is a build argument; --timestamp is another word for it."""
+    epoch = environ.get(EPOCH)
+    given = {**({EPOCH: epoch} if epoch else {}), **build_args}
+    return given if timestamp is None else {**given, EPOCH: str(timestamp)}
 
 
 def check_text(request: BuildRequest) -> None:

@@ -55,7 +55,7 @@ def run(image: str, command: Sequence[str], detach_keys: bytes, sig_proxy: bool,
             return 0
         manner = Manner(detach_keys, sig_proxy)
         with Stdio.of(options, manner) as stdio, SignalProxy(is_on=sig_proxy) as signals:
-            completed = stay(opened.launch(image, command, options=options, streams=stdio.streams), options, signals)
+            completed = stay(opened.launch(image, command, options=options, streams=stdio.streams)[0], options, signals)
         return tell_end(completed, signals)
 
 

@@ -87,7 +87,7 @@ def test_waiting_for_a_processor_is_told(engine: Engine) -> None:
 @requires("pids")
 def test_fork_bomb_is_named_and_the_host_goes_on(engine: Engine) -> None:
     bomb = "b() { b | b & }; b; i=0; while [ $i -lt 200 ]; do (:) || exit 1; i=$((i+1)); done; exit 1"
-    with engine.launch("busybox", ["sh", "-c", bomb], options=RunOptions(rm=True, pids_limit=40, timeout=20.0)) as running:
+    with engine.launch("busybox", ["sh", "-c", bomb], options=RunOptions(rm=True, pids_limit=40, timeout=20.0))[0] as running:
         assert host_answers(engine)
         done = running.wait()
     assert (done.why, done.reason) == ("pids", "process limit reached (--pids-limit 40)")
@@ -203,7 +203,7 @@ def test_a_thousand_sockets_leave_the_host_responsive(engine: Engine, python_tar
     read_end, write_end = os.pipe()
     from sandbox.engine import Streams
 
-    with engine.launch("localhost/python", ["python3", "-c", code], options=options, streams=Streams(stdin=read_end)) as running:
+    with engine.launch("localhost/python", ["python3", "-c", code], options=options, streams=Streams(stdin=read_end))[0] as running:
         os.close(read_end)
         assert running.serve(lambda stream, data: seen.append(data), lambda: bool(seen), timeout=30)
         assert seen == [b"600\n"]

@@ -55,7 +55,7 @@ def is_init(pid: str) -> bool:
 
 def run_like_the_last(engine: Engine, image: str, **options: Any) -> int:  # Any: of RunOptions
     """The pid of its init."""
-    with engine.launch(image, ["true"], options=RunOptions(rm=True, **options)) as running:
+    with engine.launch(image, ["true"], options=RunOptions(rm=True, **options))[0] as running:
         assert running.wait().exit_code == 0
         return running.pid
 
@@ -69,7 +69,7 @@ def spare(engine: Engine, busybox_image: str) -> int:
 
 def test_the_next_container_stands_on_it_and_is_called_as_it_was_made(engine: Engine, busybox_image: str, spare: int) -> None:
     container_id = waiting(engine)
-    with engine.launch(busybox_image, ["sh", "-c", "hostname; echo $$; id -u"], options=RunOptions(rm=True)) as running:
+    with engine.launch(busybox_image, ["sh", "-c", "hostname; echo $$; id -u"], options=RunOptions(rm=True))[0] as running:
         done = running.wait()
     assert running.pid == spare
     assert done.stdout.decode().split() == [container_id[:12], "2", "0"]
@@ -167,7 +167,7 @@ def test_volumes_and_a_tty_stand_on_it_too(engine: Engine, busybox_image: str, s
     (tmp_path / "given").write_text("from outside\n")
     with engine.launch(
         busybox_image, ["cat", "/given"], options=RunOptions(rm=True, volume=(f"{tmp_path}/given:/given",)), streams=Streams()
-    ) as running:
+    )[0] as running:
         done = running.wait()
     assert done.stdout == b"from outside\n"
     assert (running.pid == spare) == (os.geteuid() == 0)  # an ordinary user's must be opened before
