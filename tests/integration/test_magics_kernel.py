@@ -14,6 +14,7 @@ from jupyter_client.manager import KernelManager
 from sandbox.engine import Engine
 from tests.support.host import requires
 from tests.support.kernel import Kernel
+from tests.support.networked import where_bridges_are
 
 pytestmark = [
     pytest.mark.anybody,
@@ -89,7 +90,22 @@ def test_dockerfile_error_has_a_caret_and_a_suggestion(kernel: Kernel) -> None:
     assert "did you mean RUN?" in lines
 
 
-@requires("root")  # an ordinary user has no lists
+@requires("networks")
+def test_cells_use_services_by_their_names(kernel: Kernel) -> None:
+    kernel.run("%container network create shop")
+    for name, port in (("database", 5432), ("cache", 6379)):
+        serve = f"nc -ll -p {port} -e /bin/echo {name} of shop"
+        kernel.run(f"%container run -d --name {name} --network shop --network-alias {name}.shop localhost/box {serve}")
+    ask = "nc -w 5 database 5432 < /dev/null; nc -w 5 cache.shop 6379 < /dev/null"
+    heard = kernel.text(f"%%container --network shop localhost/box\n{ask}\n")
+    assert heard == "database of shop\ncache of shop\n"
+    apart = kernel.run("%%container --network bridge localhost/box\nnc -w 5 database 5432 < /dev/null || echo nobody\n")
+    assert "nobody" in "".join(each["text"] for each in apart if each["type"] == "stream")
+    kernel.run("%container rm -f database cache")
+    assert kernel.text("%container network rm shop") == "shop\n"
+
+
+@requires("networks")
 def test_a_cell_on_a_short_list_says_what_it_was_denied(kernel: Kernel) -> None:
     flags = "--allow-net good.example.test:443,192.0.2.8 --network-rate 8mbit"
     body = "nc -w 1 192.0.2.7 80 < /dev/null || echo refused; nslookup evil.example.test > /dev/null || echo unknown"
@@ -104,7 +120,7 @@ def test_a_cell_on_a_short_list_says_what_it_was_denied(kernel: Kernel) -> None:
     facts = kernel.text("print(facts['NetworkRate'], facts['AllowNet'])")
     assert facts == "8000000 ['good.example.test:443', '192.0.2.8/32']\n"
     link = kernel.text("import json; print(held.container._state.facts['network']['places'][0]['link'])").strip()
-    queue = json.loads(subprocess.run(["ip", "-j", "link", "show", link], capture_output=True, text=True, check=True).stdout)
+    queue = json.loads(where_bridges_are(kernel.root, "ip", "-j", "link", "show", link))
     assert queue[0]["qdisc"] == "tbf"
     kernel.run("held.remove()")
     assert "bridge" not in kernel.text("%container network prune -f")  # the default one stays; nothing of it on this machine

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
 import pwd
+import select
 import shutil
 import subprocess
 import tempfile
@@ -135,7 +137,18 @@ def delegated_groups(user: OrdinaryUser) -> Iterator[list[Path]]:
         yield groups
     finally:
         for group in groups:
+            _await_ends(group)
             subprocess.run(["find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"], check=True)
+
+
+def _await_ends(group: Path) -> None:
+    """Of processes in it that are on their way out, as a hub is for some seconds."""
+    for procs in group.glob("**/cgroup.procs"):
+        for pid in map(int, procs.read_text().split()):
+            with contextlib.suppress(ProcessLookupError):
+                end = os.pidfd_open(pid)
+                select.select([end], [], [], 20)
+                os.close(end)
 
 
 def _delegate(group: Path, user: OrdinaryUser) -> Path:

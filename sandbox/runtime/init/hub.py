@@ -48,7 +48,7 @@ class Connection:
         return bool(poll.poll(0))
 
     def dismiss(self) -> None:
-        """Have it end now, unless others are connected; it has ended, or answered, afterwards."""
+        """Have it end now; where others are connected, with the last of them. It has ended, or answered, afterwards."""
         try:
             link.send(self._end, {"ask": "end"})
         except (BrokenPipeError, ConnectionResetError):

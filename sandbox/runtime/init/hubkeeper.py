@@ -137,11 +137,12 @@ class _Holder:
         self._helper = helper_pidfd
         self._directory = directory
         self._users: dict[int, socket.socket] = {}
+        self._grace = _GRACE
         self._is_over = False
 
     def serve(self) -> None:
         """Until nobody needs it, or the keeper or the helper has ended."""
-        until = time.monotonic() + _GRACE
+        until = time.monotonic() + self._grace
         while not self._is_over:
             poll = select.poll()
             for fd in (self._listener.fileno(), self._keeper.fileno(), self._helper, *self._users):
@@ -152,7 +153,7 @@ class _Holder:
             if not ready and not self._users:
                 self._is_over = True
             elif ready:
-                until = time.monotonic() + _GRACE
+                until = time.monotonic() + self._grace
         self._end()
 
     def _take(self, fd: int) -> None:
@@ -170,6 +171,7 @@ class _Holder:
             return  # gone again
         namespaces = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("user", "net")]
         sockets = [netlink.open_socket(protocol) for protocol in (netlink.ROUTE, netlink.NETFILTER)]
+        self._grace = _GRACE
         try:
             link.send(user, {"event": "connected"}, [*namespaces, *(each.fileno() for each in sockets), self._helper])
             self._users[user.fileno()] = user
@@ -182,13 +184,14 @@ class _Holder:
                 os.close(fd)
 
     def _hear(self, fd: int) -> None:
-        """It needs us no more, or wants us to end if it is the last."""
+        """It needs us no more, or wants us to end: now if it is the last, else as soon as the others have gone, unless one comes."""
         message, _ = link.receive(self._users[fd])
         if message is None:
             self._users.pop(fd).close()
         elif len(self._users) == 1:
             self._is_over = True
         else:
+            self._grace = 0.0
             try:
                 link.send(self._users[fd], {"event": "in use"})
             except (BrokenPipeError, ConnectionResetError):

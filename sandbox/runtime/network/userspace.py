@@ -88,7 +88,7 @@ class InHub:
         return leads_out6()
 
     def rest(self) -> None:
-        """End the hub unless somebody else is connected to it."""
+        """End the hub, with the last that is connected to it."""
         self._spawner.dismiss_spares()
         self.close()
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), contextlib.closing(connect(self.hub)) as connection:
