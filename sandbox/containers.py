@@ -7,57 +7,33 @@ import os
 import posixpath
 import select
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json and inspect
 
-import msgspec
 from msgspec.structs import replace
 
 from sandbox import logs, networking, trees
 from sandbox.errors import WrongState
 from sandbox.image.store import Image
 from sandbox.image.tree import Tree
-from sandbox.inspecting import health_rows, healthcheck, iso_time, network_settings
+from sandbox.inspecting import inspected
 from sandbox.logs import LogLine
+from sandbox.measuring import ProcessRow, Stats, meter, processes_beside, stats_of, usage_of
 from sandbox.records import ALIVE, Record, State, Status
-from sandbox.runtime.cgroups import Cgroup, Plan, reading
+from sandbox.runtime.cgroups import Cgroup, Plan
 from sandbox.runtime.ending import completed
-from sandbox.runtime.init import cgroup, control, link, procs
+from sandbox.runtime.init import control, link, procs
 from sandbox.runtime.plan import Handling
 from sandbox.runtime.running import OnOutput, Running, Streams
-from sandbox.runtime.spec import Completed, Endpoint, Limits, Mount, Pack, Port, Process, Usage
+from sandbox.runtime.spec import Completed, Endpoint, Limits, Pack, Port, Process, Usage
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
     from sandbox.session.interpreter import Interpreter
 
 _KILL = signal.SIGKILL
-_OF_USAGE = ("cpu", "peak_memory", "peak_pids", "throttled")
-
-
-class Stats(msgspec.Struct, frozen=True):
-    """A running container's use at one moment: seconds, bytes, processes. `cpu_percent`: of one CPU, since the previous Stats."""
-
-    at: float
-    cpu_seconds: float | None
-    cpu_percent: float | None
-    memory: int | None
-    memory_limit: int | None
-    pids: int | None
-    pids_limit: int | None
-
-
-class ProcessRow(msgspec.Struct, frozen=True):
-    """One process of a container; ids are the host's, the user is the container's."""
-
-    user: str
-    pid: int
-    ppid: int
-    time: str
-    command: str
 
 
 class Container:
@@ -95,7 +71,7 @@ class Container:
     def pid(self) -> int | None:
         """The host's process id of its init while it runs."""
         state = self._state
-        return int(state.facts["pid"]) if state.status in ("running", "paused") else None
+        return int(state.facts["pid"]) if state.has_processes else None
 
     @property
     def takes_input(self) -> bool:
@@ -145,7 +121,7 @@ class Container:
     @property
     def _network(self) -> Mapping[str, Any] | None:
         state = self._state
-        return state.facts.get("network") if state.status in ("running", "paused") else None
+        return state.facts.get("network") if state.has_processes else None
 
     def describe_status(self, now: datetime) -> str:
         """docker's words: `Up 5 minutes`, `Exited (1) 3 seconds ago`, `Created`."""
@@ -421,42 +397,26 @@ class Container:
 
     def stats(self, previous: Stats | None = None) -> Stats:
         """What it uses now; `cpu_percent` is since `previous`. WrongState when it does not run."""
-        state = self._state
-        if state.status not in ("running", "paused"):
-            raise WrongState(f"container {self.name}: is not running", wanted="running", actual=state.status)
-        used = cgroup.read(dict(state.facts["report"]))
-        now = time.monotonic()
-        cpu = used.get("cpu")
-        percent = None
-        if previous is not None and cpu is not None and previous.cpu_seconds is not None and now > previous.at:
-            percent = 100 * (cpu - previous.cpu_seconds) / (now - previous.at)
-        limits = self._record.spec.limits
-        return Stats(now, cpu, percent, _int(used.get("memory")), limits.memory, _int(used.get("pids")), limits.pids)
+        return stats_of(self._running_facts()["report"], self._record.spec.limits, previous)
 
     def usage(self) -> Usage:
         """What it has used until now, its peaks included; once it has ended, of that nothing is known any more (`completed` tells)."""
-        used = reading(cgroup.read(dict(self._state.facts.get("report") or {})))
-        return Usage(cpu=used.cpu, peak_memory=used.peak_memory, peak_pids=used.peak_pids, throttled=used.throttled)
+        return usage_of(self._state.facts.get("report") or {})
 
     def meter(self) -> Callable[[], Usage]:
         """`usage`, to be asked often while it runs: where to look is found once."""
-        found: dict[str, Any] = {}
-
-        def measure() -> Usage:
-            if not found:
-                report = dict(self._state.facts.get("report") or {})
-                found.update({name: report[name] for name in _OF_USAGE if name in report})
-            used = reading(cgroup.read(found))
-            return Usage(cpu=used.cpu, peak_memory=used.peak_memory, peak_pids=used.peak_pids, throttled=used.throttled)
-
-        return measure
+        return meter(lambda: self._state.facts.get("report") or {})
 
     def top(self) -> list[ProcessRow]:
         """Its processes; WrongState when it does not run."""
-        pid = self.pid
-        if pid is None:
-            raise WrongState(f"container {self.name}: is not running", wanted="running", actual=self.status)
-        return trees.processes_like(procs.entered_through(pid), ProcessRow)  # init's namespaces are not an ordinary user's to see
+        pid = int(self._running_facts()["pid"])
+        return processes_beside(procs.entered_through(pid))  # init's namespaces are not an ordinary user's to see
+
+    def _running_facts(self) -> Mapping[str, Any]:
+        state = self._state
+        if not state.has_processes:
+            raise WrongState(f"container {self.name}: is not running", wanted="running", actual=state.status)
+        return state.facts
 
     # files
 
@@ -518,75 +478,9 @@ class Container:
         say) is read while it comes."""
         self._engine._starter.unpack(self._record, self._state, path, tar)
 
-    def _mount_row(self, mount: Mount) -> dict[str, Any]:
-        """docker's mount point; a volume has a name."""
-        place = Path(mount.source)
-        is_volume = mount.kind == "bind" and place.name == "_data" and place.parents[1] == self._engine.root / "volumes"
-        kind = {"Type": "volume", "Name": place.parent.name} if is_volume else {"Type": mount.kind}
-        return {**kind, "Source": mount.source, "Destination": mount.target, "RW": not mount.read_only}
-
     def inspect(self) -> dict[str, object]:
         """docker inspect's shape."""
-        state, spec = self._state, self._record.spec
-        done = self.completed
-        return {
-            "Id": self.id,
-            "Created": iso_time(self._record.created),
-            "Path": self.command[0],
-            "Args": list(self.command[1:]),
-            "State": {
-                "Status": state.status,
-                "Running": state.status in ALIVE,
-                "Paused": state.status == "paused",
-                "Restarting": state.status == "restarting",
-                "OOMKilled": bool(done and done.why == "oom"),
-                "Pid": self.pid or 0,
-                "ExitCode": done.exit_code if done else 0,
-                "Error": done.reason if done else "",
-                **({"NetworkDenied": list(done.denied)} if done and done.denied else {}),
-                "StartedAt": iso_time(state.facts.get("started")),
-                "FinishedAt": iso_time(state.facts.get("finished")),
-                **health_rows(state.facts.get("health")),
-            },
-            "Image": self.image_id,
-            "Name": f"/{self.name}",
-            "RestartCount": int(state.facts.get("restarts", 0)),
-            "LogPath": str(self._directory / "log.json") if self._record.log.driver == "json-file" else "",
-            "HostConfig": {
-                "LogConfig": {"Type": self._record.log.driver, "Config": self._record.log.config()},
-                "NetworkMode": spec.network,
-                "AutoRemove": self._record.auto_remove,
-                "RestartPolicy": {"Name": self._record.restart[0], "MaximumRetryCount": self._record.restart[1]},
-                "ReadonlyRootfs": spec.read_only,
-                "Memory": spec.limits.memory or 0,
-                "MemorySwap": spec.limits.memory_swap or 0,
-                "NanoCpus": round((spec.limits.cpus or 0) * 1e9),
-                "CpusetCpus": spec.limits.cpuset_cpus or "",
-                "PidsLimit": spec.limits.pids,
-                "CapAdd": list(spec.cap_add),
-                "CapDrop": list(spec.cap_drop),
-                "ShmSize": spec.shm_size,
-                "NetworkRate": spec.network_rate or 0,
-                "AllowNet": [str(allowed) for allowed in spec.allow_net],
-                "UsernsMode": spec.userns,
-            },
-            "Mounts": [self._mount_row(mount) for mount in spec.mounts],
-            "NetworkSettings": network_settings(spec, self._network),
-            "Config": {
-                "Hostname": spec.hostname,
-                "User": spec.process.user,
-                "Tty": spec.process.tty,
-                "OpenStdin": self._record.interactive,
-                "Env": [f"{name}={value}" for name, value in spec.process.env],
-                "Cmd": list(self.command),
-                "Image": self.image_name,
-                "WorkingDir": spec.process.cwd,
-                "Labels": dict(self.labels),
-                "StopSignal": signal.Signals(spec.stop_signal).name,
-                "StopTimeout": int(self.stop_timeout),
-                **({"Healthcheck": healthcheck(spec.health)} if spec.health else {}),
-            },
-        }
+        return inspected(self._record, self._state, self.completed, self._engine.root)
 
 
 def _readable(fd: int, timeout: float | None) -> bool:
@@ -597,10 +491,6 @@ def _readable(fd: int, timeout: float | None) -> bool:
 
 def _time(seconds: float | None) -> datetime | None:
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
-
-
-def _int(value: float | None) -> int | None:
-    return None if value is None else int(value)
 
 
 _UNITS = ((365 * 86400, "year"), (30 * 86400, "month"), (7 * 86400, "week"), (86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))

@@ -14,13 +14,14 @@ from msgspec.structs import replace
 from sandbox import launch
 from sandbox.archiving import Archives
 from sandbox.build.times import now
-from sandbox.containers import Container, ProcessRow, Stats
+from sandbox.containers import Container
 from sandbox.creating import Creator
 from sandbox.image import drafts, owners
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
 from sandbox.images import HistoryRow, Images, ImageSummary
 from sandbox.logs import LogLine
+from sandbox.measuring import ProcessRow, Stats
 from sandbox.options import RunOptions, parse_duration, parse_size
 from sandbox.pruning import Pruner, PruneReport
 from sandbox.records import ALIVE, Record, Records, Status

@@ -78,6 +78,11 @@ class State(msgspec.Struct, frozen=True):
     lost: bool = False
     """The supervisor was killed: the end was not seen."""
 
+    @property
+    def has_processes(self) -> bool:
+        """Whether it runs or is paused."""
+        return self.status in ("running", "paused")
+
 
 class Records:
     """The containers below one engine root."""

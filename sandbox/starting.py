@@ -91,7 +91,7 @@ class Starter:
             raise kind(reason or f"packing failed ({done.exit_code})")
 
     def _run_ours(self, record: Record, state: State, process: Process, streams: Streams) -> Running:
-        if state.status in ("running", "paused"):  # in the groups of one that is paused it would be paused, too
+        if state.has_processes:  # in the groups of one that is paused it would be paused, too
             is_inside = state.status == "running"
             return self._runtime.exec(record.spec, state.facts, process, streams, grouped=is_inside)
         self.prepare(record)

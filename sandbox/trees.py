@@ -1,12 +1,12 @@
-"""A container's files seen from the host: what changed, an image's directory copied into a volume; its processes."""
+"""A container's files seen from the host: what changed, an image's directory copied into a volume."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from sandbox.errors import SetupFailed
 from sandbox.image.owners import give, owner_of
@@ -15,9 +15,6 @@ from sandbox.runtime.init import owned
 
 if TYPE_CHECKING:
     from sandbox.runtime.spec import ContainerSpec
-
-Row = TypeVar("Row")
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def changes(upper: Path, lower: Tree) -> Iterator[tuple[Literal["A", "C", "D"], str]]:
@@ -73,42 +70,3 @@ def populate(tree: Tree, path: str, target: Path) -> None:
         give(str(copy), *owner_of(os.fsencode(item.source), item.stat))
         if not item.is_symlink:
             copy.chmod(stat.S_IMODE(item.stat.st_mode))
-
-
-def processes_like(pid: int, row: Callable[[str, int, int, str, str], Row]) -> list[Row]:
-    """The processes in the same PID namespace as `pid`'s, by /proc."""
-    namespace = _namespace(pid)
-    rows = []
-    for other in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
-        if namespace is not None and _namespace(other) == namespace:
-            try:
-                rows.append(_describe(other, row))
-            except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
-                continue
-    return rows
-
-
-def _namespace(pid: int) -> str | None:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid")
-    except OSError:
-        return None
-
-
-def _describe(pid: int, row: Callable[[str, int, int, str, str], Row]) -> Row:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    seconds = (int(fields[11]) + int(fields[12])) // _TICKS
-    command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
-    uid = _inner_uid(pid, os.stat(f"/proc/{pid}").st_uid)
-    return row(
-        "root" if uid == 0 else str(uid), pid, int(fields[1]), f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}", command
-    )
-
-
-def _inner_uid(pid: int, uid: int) -> int:
-    """The host's uid as the container counts it."""
-    for line in Path(f"/proc/{pid}/uid_map").read_text(encoding="ascii").splitlines():
-        inner, outer, count = map(int, line.split())
-        if outer <= uid < outer + count:
-            return uid - outer + inner
-    return uid

@@ -21,7 +21,6 @@ from sandbox.errors import InvalidOption, SandboxError, StepFailed
 from sandbox.options import BUILD, BuildOptions
 
 if TYPE_CHECKING:
-
     from sandbox.build.events import BuildEvent
     from sandbox.build.outputs import Output
 

@@ -229,7 +229,11 @@ def _host_mounts(spec: ContainerSpec, site: Site) -> list[dict[str, Any]]:
         {"name": "store", "source": site.store, "idmap": idmap, "recursive": False, "read_only": False, "propagation": "private"},
         *(
             {
-                "name": f"volume{n}", "source": m.source, "idmap": "try" if idmap else "", "recursive": True, "read_only": m.read_only,
+                "name": f"volume{n}",
+                "source": m.source,
+                "idmap": "try" if idmap else "",
+                "recursive": True,
+                "read_only": m.read_only,
                 "propagation": m.options[0] if m.options else "rprivate",
             }
             for n, m in enumerate(spec.mounts)

@@ -62,9 +62,7 @@ def clone_within(
     return result
 
 
-def _clone(
-    namespaces: Sequence[int], flags: int, into: str | None, act: Callable[[], None], idmap: Mapping[str, Any] | None
-) -> int:
+def _clone(namespaces: Sequence[int], flags: int, into: str | None, act: Callable[[], None], idmap: Mapping[str, Any] | None) -> int:
     for fd, kind in zip(namespaces, (s.CLONE_NEWUSER, s.CLONE_NEWNET), strict=False):
         if not _is_ours(fd, kind):
             s.setns(fd, kind)
