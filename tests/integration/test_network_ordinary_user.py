@@ -17,6 +17,7 @@ from typing import Any  # docker's JSON
 
 import pytest
 
+from sandbox.runtime.network.networks import bridge_prefix
 from tests.support.host import requires
 from tests.support.ordinary_user import OrdinaryUser, packages_of
 from tests.support.ordinary_user import ordinary_user as ordinary_user_of
@@ -290,13 +291,13 @@ def test_engines_that_start_it_at_once_share_one_hub(say: Say, ordinary_user: Or
 
 def test_nothing_of_it_is_on_the_host(say: Say, ordinary_user: OrdinaryUser) -> None:
     say("network", "create", "lab")
-    before = socket.if_nameindex(), Path("/proc/net/route").read_text()
     assert say("run", "-d", "--network", "lab", "python", "sleep", "100").returncode == 0
-    assert (socket.if_nameindex(), Path("/proc/net/route").read_text()) == before
-    holder = _hub(ordinary_user)["holder"]
-    enter = ("nsenter", "-t", str(holder), "-U", "-n")
-    inside = subprocess.run([*enter, "ls", "/proc/self/net/dev_snmp6"], capture_output=True, text=True, check=True)
-    assert "sbx" in inside.stdout  # the twin
+    prefix = bridge_prefix(_root(ordinary_user))
+    assert prefix not in str(socket.if_nameindex())
+    assert prefix not in subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    inside = ("nsenter", "-t", str(_hub(ordinary_user)["holder"]), "-U", "-n")
+    for look in (("ip", "link"), ("nft", "list", "tables")):  # the twin
+        assert prefix in subprocess.run([*inside, *look], capture_output=True, text=True, check=True).stdout
 
 
 def test_root_of_a_container_has_no_power_over_the_hub(say: Say) -> None:

@@ -77,6 +77,8 @@ def packages_of(user: OrdinaryUser) -> Path:
         for name in ("sandbox", "magics", "kernelspec"):
             source = Path(sandbox.__file__).parents[1] / name
             shutil.copytree(source, copied / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+        used = [str(copied / name) for name in ("sandbox", "magics", "kernelspec", "click", "msgspec")]
+        subprocess.run([SYSTEM_PYTHON, "-m", "compileall", "-q", *used], check=True)  # they may not write there themselves
     return copied
 
 
