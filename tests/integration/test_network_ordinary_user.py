@@ -300,6 +300,25 @@ def test_nothing_of_it_is_on_the_host(say: Say, ordinary_user: OrdinaryUser) -> 
         assert prefix in subprocess.run([*inside, *look], capture_output=True, text=True, check=True).stdout
 
 
+def test_offline_containers_reach_one_another_and_online_the_next_hub_leads_out(
+    say: Say, ordinary_user: OrdinaryUser, packages: Path
+) -> None:
+    prefix = ordinary_user.prefix({"PYTHONPATH": str(packages), "SANDBOX_ROOT": str(_root(ordinary_user))})
+
+    def offline(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = ["unshare", "--net", *prefix, "/usr/bin/python3", "-m", "sandbox", *words]
+        return subprocess.run(argv, cwd=ordinary_user.home, capture_output=True, text=True, timeout=60, check=False)
+
+    _serve(offline, ordinary_user, None, "--network", "bridge")
+    call = ("run", "--rm", "--network", "bridge", "python", "python", "-c", TALK, "web", "80")
+    assert offline(*call).stdout == "HI\n"
+    assert _hub(ordinary_user).keys() == {"keeper", "holder"}
+    assert say(*call).stdout == "HI\n"  # into the one that is in use
+    assert say("rm", "-f", "web").returncode == 0
+    assert say("run", "-d", "--network", "bridge", "python", "sleep", "100").returncode == 0
+    assert _hub(ordinary_user).keys() == {"keeper", "holder", "helper"}
+
+
 def test_root_of_a_container_has_no_power_over_the_hub(say: Say) -> None:
     say("network", "create", "lab")
     flags = ("--network", "lab", "--privileged")

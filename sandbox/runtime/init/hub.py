@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NAME = "hub"
 """The socket's, in the directory of the networks."""
+_ALWAYS = 4
+"""Descriptors that a hub gives: two namespaces, two sockets; then one of its helper, if it has any."""
 
 
 class Connection:
@@ -36,6 +38,11 @@ class Connection:
         """A netlink socket of that namespace (netlink.Sockets)."""
         fd = self._fds[2 if protocol == netlink.ROUTE else 3]
         return netlink.Netlink(given=socket.socket(fileno=os.dup(fd)))
+
+    @property
+    def has_way_out(self) -> bool:
+        """Whether a helper leads out from there."""
+        return len(self._fds) > _ALWAYS
 
     def fileno(self) -> int:
         """What can be read once the hub has ended."""
@@ -58,7 +65,8 @@ class Connection:
     def close(self) -> None:
         """It is needed no more."""
         if self.has_ended():
-            helper.kill(self._fds[4])
+            for pidfd in self._fds[_ALWAYS:]:
+                helper.kill(pidfd)
         self._end.close()
         for fd in self._fds:
             os.close(fd)

@@ -35,8 +35,8 @@ _SETTINGS = {"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv6/conf
 
 
 def run(orders: int, client: socket.socket, stdio: Sequence[int], shown: Title, spare: ground.Spare | None = None) -> None:
-    """Be the keeper, in a fork of the spawner. `orders`: a memfd with the `directory` of the networks, the `idmap`, the `helper` and the
-    `rules` as userspace.py made them. `client` is told `ready` or what was refused, and not heard."""
+    """Be the keeper, in a fork of the spawner. `orders`: a memfd with the `directory` of the networks, the `idmap`, the `helper` (None:
+    where nothing leads out) and the `rules` as userspace.py made them. `client` is told `ready` or what was refused, and not heard."""
     del stdio
     if spare is not None:
         spare.discard()
@@ -80,7 +80,8 @@ class _Keeper:
         message, _ = link.receive(self._link)
         if message is None or "problem" in message:
             raise OSError(*(message["problem"] if message else (1, "its holder ended")))
-        self._processes.append(helper.start(plan["helper"], pid))
+        if plan["helper"]:
+            self._processes.append(helper.start(plan["helper"], pid))
         link.send(self._link, {"serve": True}, self._processes[1:])
 
     def stand(self) -> None:
@@ -109,7 +110,7 @@ def _hold(listener: socket.socket, keeper: socket.socket, plan: Mapping[str, Any
         link.send(keeper, {"event": "up"})
         message, fds = link.receive(keeper)
         if message is not None:
-            _Holder(listener, keeper, fds[0], plan["directory"]).serve()
+            _Holder(listener, keeper, fds, plan["directory"]).serve()
     finally:
         os._exit(0)
 
@@ -131,10 +132,10 @@ def _set_up(plan: Mapping[str, Any]) -> None:
 
 
 class _Holder:
-    def __init__(self, listener: socket.socket, keeper: socket.socket, helper_pidfd: int, directory: str) -> None:
+    def __init__(self, listener: socket.socket, keeper: socket.socket, helpers: Sequence[int], directory: str) -> None:
         self._listener = listener
         self._keeper = keeper
-        self._helper = helper_pidfd
+        self._helpers = list(helpers)
         self._directory = directory
         self._users: dict[int, socket.socket] = {}
         self._grace = _GRACE
@@ -145,7 +146,7 @@ class _Holder:
         until = time.monotonic() + self._grace
         while not self._is_over:
             poll = select.poll()
-            for fd in (self._listener.fileno(), self._keeper.fileno(), self._helper, *self._users):
+            for fd in (self._listener.fileno(), self._keeper.fileno(), *self._helpers, *self._users):
                 poll.register(fd, select.POLLIN)
             ready = poll.poll(None if self._users else max(0.0, until - time.monotonic()) * 1000)
             for fd, _ in ready:
@@ -173,7 +174,7 @@ class _Holder:
         sockets = [netlink.open_socket(protocol) for protocol in (netlink.ROUTE, netlink.NETFILTER)]
         self._grace = _GRACE
         try:
-            link.send(user, {"event": "connected"}, [*namespaces, *(each.fileno() for each in sockets), self._helper])
+            link.send(user, {"event": "connected"}, [*namespaces, *(each.fileno() for each in sockets), *self._helpers])
             self._users[user.fileno()] = user
         except (BrokenPipeError, ConnectionResetError):
             user.close()
@@ -205,5 +206,6 @@ class _Holder:
             os.unlink(f"{self._directory}/{hub.NAME}")
         except (BlockingIOError, FileNotFoundError):
             pass  # or the whole directory was removed
-        helper.kill(self._helper)
-        helper.wait_any([self._helper])
+        for pidfd in self._helpers:
+            helper.kill(pidfd)
+            helper.wait_any([pidfd])

@@ -25,13 +25,21 @@ _ROUTES, _ROUTES6 = Path("/proc/net/route"), Path("/proc/net/ipv6_route")
 
 def host_routes(table: Path = _ROUTES) -> list[IPv4]:
     """Where the host already sends packets to, but for everything else (proc_net(5))."""
+    return [subnet for subnet in _rows4(table) if subnet.prefixlen]
+
+
+def _rows4(table: Path) -> list[IPv4]:
     found = []
     for line in table.read_text().splitlines()[1:]:
         words = line.split()
         target, mask = (int.from_bytes(bytes.fromhex(words[each]), "little") for each in (1, 7))
-        if mask:
-            found.append(IPv4((target & mask, bin(mask).count("1"))))
+        found.append(IPv4((target & mask, bin(mask).count("1"))))
     return found
+
+
+def leads_out(table: Path = _ROUTES, table6: Path = _ROUTES6) -> bool:
+    """Whether this machine gets out at all."""
+    return any(not subnet.prefixlen for subnet in _rows4(table)) or leads_out6(table6)
 
 
 def host_routes6(table: Path = _ROUTES6) -> list[IPv6]:

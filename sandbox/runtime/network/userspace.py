@@ -20,7 +20,7 @@ from sandbox.runtime.init import netlink as n
 from sandbox.runtime.init.helper import PID, PID_FILE, READY
 from sandbox.runtime.init.hub import Connection, connect
 from sandbox.runtime.network import nftables as t
-from sandbox.runtime.network.subnets import host_routes, leads_out6
+from sandbox.runtime.network.subnets import host_routes, leads_out, leads_out6
 from sandbox.runtime.spawner import Spawner, hand_over
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class InHub:
 
     def _connect(self) -> Connection:
         with self._lock:
-            if self._kept is not None and self._kept.has_ended():
+            if self._kept is not None and (self._kept.has_ended() or _is_outdated(self._kept)):
                 self._kept.close()
                 self._kept = None
             if self._kept is None:
@@ -112,7 +112,13 @@ class InHub:
 
     def _connect_or_start(self) -> Connection:
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-            return connect(self.hub)
+            found = connect(self.hub)
+            if not _is_outdated(found):
+                return found
+            found.dismiss()
+            if not found.has_ended():  # containers are in it
+                return found
+            found.close()
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(self._directory / hubkeeper.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -129,7 +135,7 @@ class InHub:
         plan = {
             "directory": self.hub,
             "idmap": subids.find(uid, gid) or {"uid": [[0, uid, 1]], "gid": [[0, gid, 1]], "setgroups": False},
-            "helper": _helper(self._directory),
+            "helper": _helper(self._directory) if leads_out() else None,
             "rules": [[kind, body.hex(), flags] for kind, body, flags in _rules()],
         }
         with self._spawner.reserve() as keeper:
@@ -139,6 +145,11 @@ class InHub:
             raise SetupFailed("hub of the networks: ended before it was ready")
         if message["event"] == "refused":
             raise NetworkError(f"hub of the networks: {message['message']}", hint="`sandbox doctor` says what is missing")
+
+
+def _is_outdated(connection: Connection) -> bool:
+    """A hub that was started where nothing led out, but now something does."""
+    return not connection.has_way_out and leads_out()
 
 
 def _helper(directory: Path) -> Mapping[str, Any]:
