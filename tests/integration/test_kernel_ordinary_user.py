@@ -1,4 +1,4 @@
-"""Kernels in containers of a person without privileges: both kinds, without network, nothing left."""
+"""Kernels in containers of a person without privileges: both kinds, with a network and without, nothing left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sandbox.engine import Engine
 from tests.support.host import requires
 from tests.support.ordinary_user import SYSTEM_PYTHON, OrdinaryUser, packages_of
 
-pytestmark = [requires("root", "userns", "overlay"), pytest.mark.xdist_group("kernels")]
+pytestmark = [requires("root", "userns", "overlay", "tool:pasta", "tun"), pytest.mark.xdist_group("kernels")]
 
 TALK = """
 import json, os, sys
@@ -74,10 +74,11 @@ def test_kernels_of_both_kinds_talk_are_interrupted_and_restarted(ordinary_user:
         return done.stdout
 
     speak("-m", "sandbox", "load", "-i", str(archive))
-    for flags in (["--name", "own"], ["--name", "ours", "--language", "python"]):
-        speak("-m", "sandbox", "kernel", "install", "localhost/ipy", "--prefix", str(home / "prefix"), *flags, "--network", "none")
+    for flags, network in ((["--name", "own"], "bridge"), (["--name", "ours", "--language", "python"], "none")):
+        speak("-m", "sandbox", "kernel", "install", "localhost/ipy", "--prefix", str(home / "prefix"), *flags, "--network", network)
     said = json.loads(speak("-c", TALK, "own", "ours").splitlines()[-1])
-    expected = [f"{work} 0 ['lo']\n", "on\nKeyboardInterrupt", "file\n"]
-    assert said == {"own": expected, "ours": expected}
+    rest = ["on\nKeyboardInterrupt", "file\n"]
+    assert said == {"own": [f"{work} 0 ['lo', 'eth0']\n", *rest], "ours": [f"{work} 0 ['lo']\n", *rest]}
     assert speak("-m", "sandbox", "ps", "-aq") == ""
+    speak("-m", "sandbox", "network", "prune", "-f")
     assert list(runtime.glob("jsk-*")) == []
