@@ -29,9 +29,9 @@ def engine() -> Iterator[Engine]:
 @contextmanager
 def starting_engine() -> Iterator[Engine]:
     """As `engine`, for a verb that starts one program: the helper comes up while the engine is imported, which takes as long."""
-    from sandbox.runtime.spawner import Spawner
+    from sandbox.runtime.spawner import single
 
-    spawner = Spawner(single=True)
+    spawner = single()
     try:
         spawner.warm()
         from sandbox.engine import Engine

@@ -5,6 +5,7 @@ See sandbox.runtime.init.serve for the other end. Thread-safe; a helper that die
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import socket
@@ -186,6 +187,31 @@ class Spawner:
         if self._process is not None and self._owner == os.getpid():
             self._process.wait()
         self._socket = self._process = None
+
+
+_ahead: list[Spawner] = []
+
+
+def come_up_ahead() -> None:
+    """Start the helper of the one container that this process will start, before whoever asks for it (`single`) is imported."""
+    spawner = Spawner(single=True)
+    try:
+        spawner.warm()
+    except SetupFailed:
+        return  # `single` tries again, and its caller tells
+    _ahead.append(spawner)
+    atexit.register(_dismiss_ahead)
+
+
+def single() -> Spawner:
+    """A helper for one container, which may have come up ahead."""
+    return _ahead.pop() if _ahead else Spawner(single=True)
+
+
+def _dismiss_ahead() -> None:
+    """Nobody asked."""
+    while _ahead:
+        _ahead.pop().close()
 
 
 def _dismiss(spare: socket.socket, *, is_ours: bool) -> None:
