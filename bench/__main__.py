@@ -7,11 +7,10 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.harness import Samples, command, interleave, make_rootfs, show
+from bench.harness import Samples, command, interleave, make_rootfs, scratch_engine, show
 from sandbox.engine import Engine
 
 _TWELVE = "FROM localhost/bench\n" + "".join(f"RUN echo {n} > /f{n}\n" for n in range(1, 11)) + 'CMD ["true"]\n'
@@ -84,9 +83,9 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=30, help="counted runs of each case")
     parser.add_argument("--json", type=Path, help="write every sample here")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as scratch, Engine(Path(scratch) / "root") as engine:
-        rootfs = make_rootfs(Path(scratch) / "rootfs")
-        archive = Path(scratch) / "rootfs.tar"
+    with scratch_engine() as (scratch, engine):
+        rootfs = make_rootfs(scratch / "rootfs")
+        archive = scratch / "rootfs.tar"
         subprocess.run(["tar", "-C", str(rootfs), "-cf", str(archive), "."], check=True)
         engine.import_image(archive, "localhost/bench")
         print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f}")

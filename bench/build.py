@@ -11,11 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.harness import command, interleave, make_rootfs, show
+from bench.harness import command, interleave, make_rootfs, scratch_engine, show
 from sandbox.build.settings import Settings
 from sandbox.engine import Engine
 
@@ -137,8 +136,8 @@ def main() -> None:
     given = parser.parse_args()
     if shutil.which("buildah") is None:
         sys.exit("bench.build: needs buildah (Debian package)")
-    with tempfile.TemporaryDirectory(prefix="sandbox-bench-", dir="/var/tmp") as scratch, Engine(Path(scratch) / "root") as engine:
-        site = Site(Path(scratch), engine)
+    with scratch_engine() as (scratch, engine):
+        site = Site(scratch, engine)
         print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f}")
         bench_steps(site, given.n)
         bench_copy(site, max(3, given.n // 2))

@@ -8,9 +8,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from sandbox.engine import Engine
 
 Samples = dict[str, list[float]]
 
@@ -27,6 +31,17 @@ def interleave(cases: Mapping[str, Callable[[], object]], runs: int) -> Samples:
             if number >= 0:
                 samples[name].append((time.perf_counter() - start) * 1e3)
     return samples
+
+
+@contextmanager
+def scratch_engine() -> Iterator[tuple[Path, Engine]]:
+    """A directory, and an engine in it; nothing of either is left, on the host neither."""
+    with tempfile.TemporaryDirectory(prefix="sandbox-bench-", dir="/var/tmp") as place, Engine(Path(place) / "root") as engine:
+        try:
+            yield Path(place), engine
+        finally:
+            engine.prune()
+            engine.networks.prune()
 
 
 def show(title: str, samples: Samples, base: str) -> None:

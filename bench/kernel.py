@@ -9,17 +9,14 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import psutil
 import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-from bench.harness import interleave, show
-from sandbox.engine import Engine
+from bench.harness import interleave, scratch_engine, show
 
 _HOST = "host ipykernel"
 _KERNELS = {_HOST: "python3", "ipykernel in a container": "contained", "Sandbox kernel": "bridged"}
@@ -132,7 +129,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=30)
     chosen = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    with tempfile.TemporaryDirectory(prefix="sandbox-bench-", dir="/var/tmp") as place, Engine(Path(place) / "root") as engine:
+    with scratch_engine() as (place, engine):
         engine.capture("localhost/ipy", packages=["ipykernel"])
         os.environ.update(SANDBOX_ROOT=f"{place}/root", JUPYTER_PATH=f"{place}/prefix/share/jupyter", IPYTHONDIR=f"{place}/ipython")
         install = [sys.executable, "-m", "sandbox", "kernel", "install", "localhost/ipy", "--prefix", f"{place}/prefix"]

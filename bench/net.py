@@ -19,14 +19,13 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.harness import make_rootfs
+from bench.harness import make_rootfs, scratch_engine
 from sandbox.engine import Engine
 from sandbox.options import RunOptions, parse_publish
 
@@ -182,11 +181,10 @@ def main() -> None:
     rounds = parser.parse_args().n
     enter_pen()
     with ExitStack() as opened:
-        scratch = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="sandbox-bench-", dir="/var/tmp")))
+        scratch, engine = opened.enter_context(scratch_engine())
         rootfs = make_rootfs(scratch / "rootfs")
         add_iperf(rootfs)
         subprocess.run(["tar", "-C", str(rootfs), "-cf", str(scratch / "rootfs.tar"), "."], check=True)
-        engine = opened.enter_context(Engine(scratch / "root"))
         engine.import_image(scratch / "rootfs.tar", "localhost/bench")
         print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f}")
         pairs = {"sandbox": opened.enter_context(ours(engine))}

@@ -11,11 +11,10 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.harness import command, interleave, make_rootfs, show
+from bench.harness import command, interleave, make_rootfs, scratch_engine, show
 from sandbox.engine import Engine
 from sandbox.options import RunOptions
 from sandbox.runtime.init import syscalls as s
@@ -124,15 +123,13 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=30, help="counted runs of each case")
     given = parser.parse_args()
     hide_cgroup2()
-    with tempfile.TemporaryDirectory(prefix="sandbox-bench-", dir="/var/tmp") as place, Engine(Path(place) / "root") as engine:
-        scratch = Path(place)
+    with scratch_engine() as (scratch, engine):
         rootfs = make_rootfs(scratch / "rootfs")
         subprocess.run(["tar", "-C", str(rootfs), "-cf", str(scratch / "rootfs.tar"), "."], check=True)
         engine.import_image(scratch / "rootfs.tar", "localhost/bench")
         print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.2f}")
         bench_starts(engine, Peers(scratch, rootfs), given.n)
         bench_exec(engine, given.n)
-        engine.prune()
         subprocess.run(["umount", "--quiet", str(scratch / "podman/overlay")], check=False)  # podman leaves it mounted
 
 

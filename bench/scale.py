@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from bench.harness import make_rootfs
+from bench.harness import make_rootfs, scratch_engine
 from sandbox.engine import Engine
 
 
@@ -40,8 +39,8 @@ def bench(engine: Engine, count: int) -> str:
 def main() -> None:
     """Run everything in a directory of its own."""
     counts = [int(word) for word in sys.argv[1:]] or [1, 10, 50, 200]
-    with tempfile.TemporaryDirectory(prefix="sandbox-bench-", dir="/var/tmp") as place, Engine(Path(place) / "root") as engine:
-        rootfs = make_rootfs(Path(place) / "rootfs")
+    with scratch_engine() as (place, engine):
+        rootfs = make_rootfs(place / "rootfs")
         subprocess.run(["tar", "-C", str(rootfs), "-cf", f"{place}/rootfs.tar", "."], check=True)
         engine.import_image(f"{place}/rootfs.tar", "localhost/bench")
         engine.run("localhost/bench", ["true"])
