@@ -11,18 +11,36 @@ from typing import IO
 from msgspec.structs import replace
 
 from sandbox.errors import ContainerError, NotInContainer, WrongState
+from sandbox.image import owners
+from sandbox.image.tree import Tree
 from sandbox.records import ALIVE, Record, Records, State
 from sandbox.runtime.cgroups import systemd
 from sandbox.runtime.container import SPARES, Place, Runtime, engine_mark
-from sandbox.runtime.init import cgroup, files, journal
+from sandbox.runtime.init import cgroup, files, journal, subids
 from sandbox.runtime.plan import GROUP_ID, Handling, LogFile
 from sandbox.runtime.running import Running, Stream, Streams
-from sandbox.runtime.spec import Pack, Process
+from sandbox.runtime.spec import Pack, Process, Rootfs, Unpack
 
 
 def told(record: Record) -> dict[str, str]:
     """What its events say beside its id."""
     return {"image": record.image_name, "name": record.name, **record.labels}
+
+
+def _are_noted() -> bool:
+    """Whether owners stand beside the files also while a container uses them: an ordinary user without subordinate ids has no others."""
+    return os.geteuid() != 0 and subids.find(os.geteuid(), os.getegid()) is None
+
+
+def _links_below(wanted: Pack, rootfs: Rootfs) -> tuple[tuple[str, int, int], ...]:
+    """Whose the links are that are to be packed; by where they are below the path that was asked for."""
+    layers = (*rootfs.lowers, rootfs.upper)
+    top = Tree(layers).lookup(wanted.path, follow=wanted.follow)
+    if top is None:
+        return ()
+    prefix = top.path.rstrip("/")
+    found = owners.of_links(layers).items()
+    return tuple((path[len(prefix) :].lstrip("/"), *owner) for path, owner in found if path == prefix or path.startswith(f"{prefix}/"))
 
 
 class Starter:
@@ -69,14 +87,21 @@ class Starter:
 
     def unpack(self, record: Record, state: State, path: str, tar: bytes | IO[bytes]) -> None:
         """Run our own unpacker inside: in the running container's namespaces, else in a container set up for it. ContainerError."""
-        with self._run_ours(record, state, Process(argv=(), unpack=path), Streams(stdin=tar)) as running:
+        process = Process(argv=(), unpack=Unpack(path, notes=_are_noted()))
+        with self._run_ours(record, state, process, Streams(stdin=tar)) as running:
             done = running.wait()
         if done.exit_code:
             raise ContainerError(done.stderr.decode(errors="replace").strip() or done.reason or f"unpacking failed ({done.exit_code})")
+        if done.stderr:
+            import logging  # commands start without
+
+            logging.getLogger(__name__).warning("%s: %s", record.name, done.stderr.decode(errors="replace").strip())
 
     def pack(self, record: Record, state: State, wanted: Pack, out: IO[bytes]) -> None:
         """Run our own packer inside, as `unpack`, and write its tar to `out` while it comes. NotInContainer, ContainerError."""
         said = io.BytesIO()
+        if _are_noted():
+            wanted = replace(wanted, notes=True, links=_links_below(wanted, record.spec.rootfs))
 
         def take(stream: Stream, data: bytes) -> None:
             (out if stream == "stdout" else said).write(data)

@@ -51,7 +51,7 @@ class Place(msgspec.Struct, frozen=True):
 @verb("cp")
 @click.argument("source", metavar="[CONTAINER:]SRC|-", shell_complete=complete_places)
 @click.argument("target", metavar="[CONTAINER:]DEST|-", shell_complete=complete_places)
-@click.option("-a", "--archive", is_flag=True, help="Keep owners when copying into a container.")
+@click.option("-a", "--archive", is_flag=True, help="Keep owners when copying into a container (those of a tar always are).")
 @click.option("-L", "--follow-link", is_flag=True, help="Copy what SRC points to and not the link.")
 @click.option("-q", "--quiet", is_flag=True, expose_value=False, help="As docker's; nothing is printed anyway.")
 def cp(source: str, target: str, archive: bool, follow_link: bool) -> None:
@@ -315,9 +315,13 @@ def packed(source: str, name: str, *, keep_owners: bool) -> Iterator[IO[bytes]]:
 
 
 def pack(source: str, name: str, out: IO[bytes], *, keep_owners: bool) -> None:
-    """Write a tar of `source` under `name`."""
+    """Write a tar of `source` under `name`, with the attributes that a layer would keep."""
+    from sandbox.runtime.init.pack import attributes
 
     def owned(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        if member.isreg() or member.isdir():
+            below = os.path.relpath(member.name, name)
+            member.pax_headers = attributes(source if below == "." else os.path.join(source, below))
         if not keep_owners:
             member.uid = member.gid = 0
         member.uname = member.gname = ""

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 Owner = tuple[int, int]
 NOTE = "user.sandbox.owner"
@@ -93,6 +93,20 @@ def links_noted(directory: str | bytes) -> tuple[Owner, dict[bytes, Owner]]:
         return _ROOT, {}
     most, *rows = os.getxattr(directory, LINKS_NOTE).split(b"\0")
     return _numbers(most), {name: _numbers(owner) for owner, _, name in (row.partition(b" ") for row in rows)}
+
+
+def of_links(layers: Sequence[str]) -> dict[str, Owner]:
+    """Whose the links and special files of an overlay are, by path, where an ordinary user's notes say that they are not root's.
+    `layers`: lowest first. Those in a directory that a container shut us out of (no permission for anybody) are taken for root's."""
+    found: dict[str, Owner] = {}
+    for layer in layers:
+        for directory, names, files in os.walk(layer):
+            most, others = links_noted(directory)
+            for name in (*names, *files) if found or others or most != _ROOT else ():
+                path = os.path.join(directory, name)
+                owner = _ROOT if can_hold_note(os.lstat(path)) else others.get(os.fsencode(name), most)
+                found[path[len(layer) :]] = owner
+    return {path: owner for path, owner in found.items() if owner != _ROOT}
 
 
 def _numbers(owner: bytes) -> Owner:

@@ -171,7 +171,7 @@ def process_plan(process: Process, spec: ContainerSpec, seccomp: bytes, held: Se
         "cwd": process.cwd or "/",
         "user": process.user,
         "tty": process.tty,
-        "unpack": process.unpack,
+        "unpack": asdict(process.unpack) if process.unpack else None,
         "pack": asdict(process.pack) if process.pack else None,
         "hostname": spec.hostname,
         "ulimits": [list(ulimit) for ulimit in spec.ulimits],

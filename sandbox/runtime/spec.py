@@ -66,26 +66,37 @@ class Device(msgspec.Struct, frozen=True):
 
 class Pack(msgspec.Struct, frozen=True):
     """What our own packer writes as a tar: `path` of the container, links resolved inside it, the last one only with `follow`.
-    `shallow`: no more than its first entry, without content. `whole`: the root file system without mounts, without `skip`."""
+    `shallow`: no more than its first entry, without content. `whole`: the root file system without mounts, without `skip`. `notes`: owners
+    are noted beside the files; those of `links` (path below `path`, uid, gid), which hold none, its caller knows."""
 
     path: str
     follow: bool = False
     shallow: bool = False
     whole: bool = False
     skip: tuple[str, ...] = ()
+    notes: bool = False
+    links: tuple[tuple[str, int, int], ...] = ()
+
+
+class Unpack(msgspec.Struct, frozen=True):
+    """Where our own unpacker puts a tar: below the directory `path` of the container. `notes`: owners that Linux does not let it give
+    are noted beside the files."""
+
+    path: str
+    notes: bool = False
 
 
 class Process(msgspec.Struct, frozen=True):
     """The program: `argv` is looked up along the environment's PATH inside the container; `user` is docker's
     `name|uid[:group|gid]`, resolved against the container's own /etc/passwd and /etc/group. With `unpack` there is
-    no program: our own unpacker reads a tar from stdin into that directory; with `pack` our packer writes one to stdout."""
+    no program: our own unpacker reads a tar from stdin; with `pack` our packer writes one to stdout."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     cwd: str = "/"
     user: str = ""
     tty: bool = False
-    unpack: str = ""
+    unpack: Unpack | None = None
     pack: Pack | None = None
 
 

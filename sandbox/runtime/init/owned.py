@@ -30,7 +30,8 @@ LINKS_NOTE = "user.sandbox.owners"
 """As well, of a directory: `uid:gid` of most links and special files in it, then `NUL uid:gid name` for each of the others."""
 CAPABILITY_NOTE = "user.sandbox.capability"
 """As well: what is at rest of a file's `security.capability`, which without a user namespace nobody but root may give."""
-_CAPABILITY = "security.capability"
+CAPABILITY = "security.capability"
+_TOO_LONG = (errno.ENOSPC, errno.E2BIG, errno.ERANGE)
 _FICLONE = 0x40049409
 _FAILED = 1
 
@@ -109,7 +110,7 @@ def harvest(top: str) -> None:
         for path, status in entries:
             if capability := _capability(path, status):
                 os.setxattr(path, CAPABILITY_NOTE, capability)
-                os.removexattr(path, _CAPABILITY)
+                os.removexattr(path, CAPABILITY)
             if _owner(status) != _ROOT:
                 if _can_hold_note(status):
                     os.setxattr(path, NOTE, b"%d:%d" % _owner(status))
@@ -130,7 +131,7 @@ def restore(top: str) -> None:
                 if owner:
                     os.removexattr(path, NOTE)
                 if capability := _xattr(path, CAPABILITY_NOTE):
-                    os.setxattr(path, _CAPABILITY, capability)
+                    os.setxattr(path, CAPABILITY, capability)
                     os.removexattr(path, CAPABILITY_NOTE)
     for directory in noting:  # at last: after a kill everything is given once more
         os.removexattr(directory, LINKS_NOTE)
@@ -287,14 +288,38 @@ def _note_links(directory: str, entries: Entries) -> None:
         return
     counts = list(owners.values())
     most = max(set(counts), key=counts.count)
-    rows = [b"%d:%d %b" % (*owner, name) for name, owner in sorted(owners.items()) if owner != most]
     try:
-        os.setxattr(directory, LINKS_NOTE, b"\0".join((b"%d:%d" % most, *rows)))
+        os.setxattr(directory, LINKS_NOTE, _written(most, owners))
     except OSError as err:
-        if err.errno not in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):
+        if err.errno not in _TOO_LONG:
             raise
         os.write(2, f"sandbox: {directory}: its links have too many owners, all are noted as {most[0]}:{most[1]}'s\n".encode())
         os.setxattr(directory, LINKS_NOTE, b"%d:%d" % most)
+
+
+def _written(most: Owner, owners: Mapping[bytes, Owner]) -> bytes:
+    rows = [b"%d:%d %b" % (*owner, name) for name, owner in sorted(owners.items()) if owner != most]
+    return b"\0".join((b"%d:%d" % most, *rows))
+
+
+def add_link_owners(directory: int, owners: Mapping[bytes, Owner]) -> None:
+    """Note whose these links and special files of an open directory are, beside what is noted; OSError (ENOSPC: of too many owners)."""
+    note = _xattr(directory, LINKS_NOTE)
+    if note is None and set(owners.values()) <= {_ROOT}:
+        return
+    known = _LinkOwners(note or b"0:0")
+    os.setxattr(directory, LINKS_NOTE, _written(known.most, {**known.others, **owners}))
+
+
+def noted_owner(fd: int) -> Owner | None:
+    """Whose an open file or directory is, where a note says so."""
+    note = _xattr(fd, NOTE)
+    return _numbers(note) if note else None
+
+
+def noted_capability(fd: int) -> bytes | None:
+    """An open file's `security.capability`, where it is at rest."""
+    return _xattr(fd, CAPABILITY_NOTE)
 
 
 def _chown(path: str, status: os.stat_result, uid: int, gid: int) -> None:
@@ -306,12 +331,12 @@ def _chown(path: str, status: os.stat_result, uid: int, gid: int) -> None:
 
 def _capability(path: str, status: os.stat_result) -> bytes | None:
     is_program = stat.S_ISREG(status.st_mode) and status.st_mode & 0o111
-    return _xattr(path, _CAPABILITY) if is_program else None
+    return _xattr(path, CAPABILITY) if is_program else None
 
 
-def _xattr(path: str, name: str) -> bytes | None:
+def _xattr(path: str | int, name: str) -> bytes | None:
     try:
-        return os.getxattr(path, name, follow_symlinks=False)
+        return os.getxattr(path, name) if isinstance(path, int) else os.getxattr(path, name, follow_symlinks=False)
     except OSError:
         return None
 
@@ -345,6 +370,6 @@ def _copy_rest(path: str, copy: str, status: os.stat_result, owner: Owner) -> No
         os.chmod(copy, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(path, follow_symlinks=False):
         if name not in (NOTE, LINKS_NOTE):
-            meant = _CAPABILITY if name == CAPABILITY_NOTE else name
+            meant = CAPABILITY if name == CAPABILITY_NOTE else name
             os.setxattr(copy, meant, os.getxattr(path, name, follow_symlinks=False))
     os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)

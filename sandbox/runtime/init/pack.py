@@ -14,13 +14,15 @@ import stat
 import sys
 import tarfile
 
-from sandbox.runtime.init import program
+from sandbox.runtime.init import owned, program
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
+
+    from sandbox.runtime.init.owned import Owner
 
 NOT_FOUND = 3
 """The exit code that says that there is no such path."""
@@ -39,7 +41,8 @@ class Packer:
     """Takes the place of a program: `start` forks, the child packs and exits with 0, or with another code and a line on stderr.
 
     `wanted`: the `path`; `follow` its last link; `shallow`: its first entry only; `whole`: the root file system without anything
-    mounted on it, and without the paths `skip`.
+    mounted on it, and without the paths `skip`; `notes`: owners are what is noted beside the files (see `owned`), those of links are
+    in `links`, by the path below it.
     """
 
     def __init__(self, wanted: Mapping[str, Any]) -> None:
@@ -80,6 +83,7 @@ class _Walk:
         self._tar, self._wanted = tar, wanted
         self._skip = frozenset(wanted["skip"])
         self._linked: dict[tuple[int, int], str] = {}
+        self._owner_of_link = {path: (uid, gid) for path, uid, gid in wanted["links"]}
         self._kernels = frozenset() if wanted["whole"] else _kernel_devices()
 
     def pack(self) -> None:
@@ -94,9 +98,9 @@ class _Walk:
         if stat.S_ISREG(found.st_mode):
             self._add_file(s.openat2(root, path, os.O_RDONLY | os.O_NONBLOCK | last), name)
         elif stat.S_ISLNK(found.st_mode):
-            self._add(name, found, os.readlink("", dir_fd=top))
+            self._add(name, found, os.readlink("", dir_fd=top), owner=self._owner_of_link.get(""))
         elif stat.S_ISDIR(found.st_mode):
-            self._add(name, found, attributes=self._of_directory(root, path, last))
+            self._add_directory(name, found, root, path, last)
             if not self._wanted["shallow"]:
                 self._add_below(top, "" if name == "." else name, found.st_dev)
         else:
@@ -132,27 +136,38 @@ class _Walk:
             if stat.S_ISREG(found.st_mode):
                 self._add_file(os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory), name)
             elif stat.S_ISDIR(found.st_mode):
-                self._add(name, found, attributes=self._of_directory(directory, entry, os.O_NOFOLLOW))
+                self._add_directory(name, found, directory, entry, os.O_NOFOLLOW)
             else:
-                self._add(name, found, os.readlink(entry, dir_fd=directory) if stat.S_ISLNK(found.st_mode) else "")
+                target = os.readlink(entry, dir_fd=directory) if stat.S_ISLNK(found.st_mode) else ""
+                self._add(name, found, target, owner=self._owner_of_link.get(place))
         except OSError as err:
             if err.errno in _GONE:
                 return None
             raise OSError(err.errno, f"{name}: {err.strerror}") from err
         return (place, found) if stat.S_ISDIR(found.st_mode) else None
 
-    def _of_directory(self, parent: int, path: str, last: int) -> dict[str, str]:
+    def _add_directory(self, name: str, found: os.stat_result, parent: int, path: str, last: int) -> None:
         fd = s.openat2(parent, path, os.O_RDONLY | os.O_DIRECTORY | last)
         try:
-            return _attributes(fd)
+            self._add(name, found, attributes=self._attributes(fd), owner=self._owner(fd))
         finally:
             os.close(fd)
 
-    def _add(self, name: str, found: os.stat_result, target: str = "", attributes: Mapping[str, str] = _NONE) -> None:
+    def _owner(self, fd: int) -> Owner | None:
+        return owned.noted_owner(fd) if self._wanted["notes"] else None
+
+    def _attributes(self, fd: int) -> dict[str, str]:
+        found = attributes(fd)
+        capability = owned.noted_capability(fd) if self._wanted["notes"] else None
+        return {**found, _record(_CAPABILITY): _text(capability)} if capability else found
+
+    def _add(
+        self, name: str, found: os.stat_result, target: str = "", attributes: Mapping[str, str] = _NONE, owner: Owner | None = None
+    ) -> None:
         """An entry without content. Sockets and devices do not travel."""
         kind = _KINDS.get(stat.S_IFMT(found.st_mode))
         if kind is not None:
-            self._tar.addfile(_member(name, found, kind, target, attributes))
+            self._tar.addfile(_member(name, found, kind, target, attributes, owner))
 
     def _add_file(self, fd: int, name: str) -> None:
         """A regular file, which is closed; what it was exchanged for meanwhile is left out."""
@@ -162,9 +177,9 @@ class _Walk:
                 return
             first = self._linked.setdefault((found.st_dev, found.st_ino), name) if found.st_nlink > 1 else name
             if first != name:
-                self._tar.addfile(_member(name, found, tarfile.LNKTYPE, first))
+                self._tar.addfile(_member(name, found, tarfile.LNKTYPE, first, owner=self._owner(fd)))
                 return
-            member = _member(name, found, tarfile.REGTYPE, attributes=_attributes(fd))
+            member = _member(name, found, tarfile.REGTYPE, attributes=self._attributes(fd), owner=self._owner(fd))
             member.size = found.st_size
             self._tar.addfile(member, None if self._wanted["shallow"] else _Exactly(file))  # type: ignore[arg-type]
 
@@ -187,22 +202,36 @@ class _Exactly:
 _KINDS = {stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFIFO: tarfile.FIFOTYPE}
 
 
-def _attributes(fd: int) -> dict[str, str]:
-    """What a layer keeps (sandbox/image/layers), as pax records; a file system that knows of none has none."""
+def attributes(file: int | str) -> dict[str, str]:
+    """What a layer keeps (sandbox/image/layers) of an open file or of one by path (links not followed), as pax records; a file system
+    that knows of none has none."""
+    follow = isinstance(file, int)
     try:
-        kept = [name for name in os.listxattr(fd) if name == _CAPABILITY or (name.startswith("user.") and not name.startswith(_OURS))]
-        return {f"SCHILY.xattr.{name}": os.getxattr(fd, name).decode("utf-8", "surrogateescape") for name in kept}
+        names = os.listxattr(file, follow_symlinks=follow)
+        kept = [name for name in names if name == _CAPABILITY or (name.startswith("user.") and not name.startswith(_OURS))]
+        return {_record(name): _text(os.getxattr(file, name, follow_symlinks=follow)) for name in kept}
     except OSError as err:
         if err.errno in (errno.EOPNOTSUPP, errno.ENODATA):
             return {}
         raise
 
 
-def _member(name: str, found: os.stat_result, kind: bytes, target: str = "", attributes: Mapping[str, str] = _NONE) -> tarfile.TarInfo:
+def _record(attribute: str) -> str:
+    return f"SCHILY.xattr.{attribute}"
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _member(
+    name: str, found: os.stat_result, kind: bytes, target: str = "", attributes: Mapping[str, str] = _NONE, owner: Owner | None = None
+) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.pax_headers = dict(attributes)
     info.type, info.linkname = kind, target
-    info.mode, info.uid, info.gid, info.mtime = stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, int(found.st_mtime)
+    info.mode, info.mtime = stat.S_IMODE(found.st_mode), int(found.st_mtime)
+    info.uid, info.gid = owner or (found.st_uid, found.st_gid)
     return info
 
 
