@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 SAME_LABEL = "org.jupyter.sandbox.kernel.same"
 """The label of a kernel's container that two have alike only if one can be used for the other."""
+_ANOTHER = "the image, or what the kernel may do, has changed: its container is another, without the files of the one before"
 _END_SECONDS = 30.0
 ASK_SECONDS = 5.0
 """A question between cells (completion, inspection) is given up after that."""
@@ -86,6 +87,7 @@ class Inside:
         self._session: Session | None = None
         self._container: Container | None = None
         self._told: str | None = None
+        self._notice = ""
         self.environment: Environment | None = None
 
     def look_at(self, name: str) -> Environment:
@@ -162,6 +164,11 @@ class Inside:
             self._session.close()
             self._session = None
 
+    def take_notice(self) -> str:
+        """What somebody should know who expects the files of before; once. Empty: nothing."""
+        notice, self._notice = self._notice, ""
+        return notice
+
     def abandon(self) -> None:
         """Remove the container under whatever runs in it: this process ends at once. Any thread may call it."""
         container = self._container
@@ -201,6 +208,7 @@ class Inside:
         if self._container is not None and self._container.labels.get(SAME_LABEL) != same:
             self._container.remove(force=True, volumes=True)
             self._container = None
+            self._notice = _ANOTHER
         return self._container
 
     def _labels(self) -> dict[str, str]:

@@ -123,7 +123,10 @@ class SandboxKernel(IPythonKernel):
         try:
             self.keeper.choose()
             with self._front(silent, number, shown) as front, _first_interrupt_only():
-                return self._error_of(self.inside.run(self._plain(code), front))
+                error = self._error_of(self.inside.run(self._plain(code), front))
+            if (notice := self.inside.take_notice()) and not silent:
+                self._say(notice, {})
+            return error
         except SandboxError as err:
             return _error(type(err).__name__, str(err), hint=err.hint)
         except KeyboardInterrupt:
