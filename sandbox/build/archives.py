@@ -20,6 +20,7 @@ import msgspec
 from sandbox.build.transfer import ROOT, LayerWriter, Manner, Owner
 from sandbox.errors import BuildError, UnsafeLayer
 from sandbox.image.owners import keep_owner
+from sandbox.image.tarinput import CappedInfo, members
 from sandbox.image.tree import Entry
 
 _BLOCK = 512
@@ -58,8 +59,8 @@ def unpack(stream: IO[bytes], writer: LayerWriter, target: str, manner: Manner) 
     writer.make_directory(target, manner.owner or ROOT)
     unpacker = _Unpacker(writer, target, manner)
     try:
-        with tarfile.open(fileobj=content, mode="r|", errorlevel=2) as archive:
-            for member in archive:
+        with tarfile.open(fileobj=content, mode="r|", errorlevel=2, tarinfo=CappedInfo) as archive:
+            for member in members(archive):
                 unpacker.add(member, archive)
     except _DAMAGED as err:
         raise BuildError(f"damaged archive: {err}") from err

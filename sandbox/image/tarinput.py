@@ -14,6 +14,7 @@ from sandbox.image.plain import PIECE
 STREAM_ERRORS = (tarfile.TarError, EOFError)
 """What reading a cut or damaged tar raises."""
 _MAX_EXTENSION = 1 << 20
+_DAMAGE = (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError)  # type: ignore[attr-defined]  # typeshed does not list them
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
@@ -22,7 +23,8 @@ _MOST_SUM = 65521
 
 
 class CappedInfo(tarfile.TarInfo):
-    """For tarfile's `tarinfo`: it would read an extension header of any size into memory. InvalidImage above 1 MiB."""
+    """For tarfile's `tarinfo`: it would read an extension header of any size into memory (InvalidImage above 1 MiB), and take a header
+    that is cut or damaged for the end, unless it is the first."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:  # tarfile's hook for subclasses
         if self.type in _EXTENSIONS and self.size > _MAX_EXTENSION:
@@ -32,13 +34,16 @@ class CappedInfo(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """tarfile's hook, too, which takes 25 µs a header: the usual ones in 5, without names of users; others are left to it."""
+        """tarfile's hook, too, which takes 25 µs a header: the usual ones in 5, without names of users; others it does. ReadError."""
         if buf[156:157] in _USUAL and len(buf) == tarfile.BLOCKSIZE:
             try:
                 return cls._usual(buf, encoding, errors)
             except ValueError:  # a number that is not octal, a sum that is another
                 pass
-        return super().frombuf(buf, encoding, errors)
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except _DAMAGE as err:
+            raise tarfile.ReadError(str(err)) from err
 
     @classmethod
     def _usual(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:

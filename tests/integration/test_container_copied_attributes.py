@@ -189,6 +189,14 @@ def test_what_cannot_be_made_is_an_error_that_names_it(box: CommandLine, name: s
     assert told in done.err
 
 
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(box: CommandLine, damage: str) -> None:
+    data = tar_of(member("one"), member("two"))
+    done = box("cp", "-", "box:/tmp", stdin=data[:1500] if damage == "cut" else data[:1024] + b"T" + data[1025:])
+    assert done.status == 1
+    assert ("truncated header" if damage == "cut" else "bad checksum") in done.err
+
+
 def test_attributes_that_nobody_may_give_are_told(box: CommandLine) -> None:
     odd = member("odd")
     odd.pax_headers = {"SCHILY.xattr.trusted.x": "1", "SCHILY.xattr.user.kept": "2", "SCHILY.xattr.user.sandbox.owner": "7:7"}

@@ -82,6 +82,15 @@ def test_a_header_with_another_byte_is_refused(place: int) -> None:
         list(_ours(bytes(data)))
 
 
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_header_in_the_middle_is_not_the_end(damage: str) -> None:
+    data = _tar(tarfile.USTAR_FORMAT, _entry("one", size=3), _entry("two"))
+    wrong = data[:1500] if damage == "cut" else data[:1024] + b"T" + data[1025:]
+    assert [each.name for each in _theirs(wrong)] == ["one"], "which is what tarfile makes of it"
+    with pytest.raises(tarfile.ReadError):
+        list(_ours(wrong))
+
+
 def test_an_extension_header_without_end_is_refused() -> None:
     head = _entry("long", tarfile.GNUTYPE_LONGNAME, size=2 << 20).tobuf(tarfile.GNU_FORMAT)
     with pytest.raises(InvalidImage, match="an extension header"):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sandbox.runtime.init.owned import Owner
 
 _CHUNK = 1 << 18
+_DAMAGE = (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError)  # type: ignore[attr-defined]  # typeshed does not list them
 _ATTRIBUTE = "SCHILY.xattr."
 _NOT_OURS_TO_GIVE = ("user.overlay.", "user.sandbox.")
 """What overlayfs and we ourselves note: never of a tar."""
@@ -57,7 +58,10 @@ class Unpacker:
         try:
             program.reset_signals()
             os.umask(0)
-            with open(stdio[0], "rb", closefd=False) as source, tarfile.open(fileobj=source, mode="r|*", bufsize=_CHUNK) as tar:
+            with (
+                open(stdio[0], "rb", closefd=False) as source,
+                tarfile.open(fileobj=source, mode="r|*", bufsize=_CHUNK, tarinfo=_Info) as tar,
+            ):
                 extraction = _Extraction(tar, self._wanted["path"], notes=self._wanted["notes"])
                 extraction.extract()
             code, said = 0, extraction.refused()
@@ -71,6 +75,18 @@ class Unpacker:
             if said:
                 os.write(stdio[2], f"{said}\n".encode(sys.getfilesystemencoding(), "replace"))
             os._exit(code)
+
+
+class _Info(tarfile.TarInfo):
+    """For tarfile's `tarinfo`: a header in the middle that is cut or damaged would be taken for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Info:
+        """tarfile's hook; tarfile.ReadError."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except _DAMAGE as err:
+            raise tarfile.ReadError(str(err)) from err
 
 
 class _Extraction:
@@ -90,7 +106,8 @@ class _Extraction:
             os.close(self._open(self._top, os.O_PATH | os.O_DIRECTORY))
         except OSError as err:
             raise NotADirectoryError(err.errno, "no such directory in the container", self._top) from err
-        for member in self._tar:
+        while (member := self._tar.next()) is not None:
+            self._tar.members.clear()  # type: ignore[attr-defined]  # typeshed does not list it; tarfile would keep them all
             try:
                 self._add(member)
             except OSError as err:
