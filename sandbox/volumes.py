@@ -145,12 +145,15 @@ class Volumes:
 def _fill(data: Path, fill: Callable[[Path], None]) -> None:
     """Into an empty one; where somebody was killed at it, from the beginning."""
     mark = data.parent / "filling"
+    if os.geteuid() != 0 and data.stat().st_uid != os.geteuid():  # it was, and is its owner's by now
+        mark.unlink(missing_ok=True)
+        return
     if mark.exists():
         for path in data.iterdir():
             files.remove_tree(str(path)) if path.is_dir() and not path.is_symlink() else path.unlink()
     if not any(data.iterdir()):
         mark.touch()
         fill(data)
-        if os.geteuid() != 0 and any(data.iterdir()):
+        if os.geteuid() != 0 and (any(data.iterdir()) or owned.NOTE in os.listxattr(data)):
             owned.spawn("restore", str(data))  # a volume's files are their owners'; without subordinate ids all are root's
         mark.unlink()

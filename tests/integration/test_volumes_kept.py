@@ -49,6 +49,14 @@ def test_a_named_volume_is_shared_and_kept(sandbox: CommandLine) -> None:
     assert not Path(facts["Mountpoint"]).exists()
 
 
+def test_an_empty_directory_of_the_image_brings_its_owner(sandbox: CommandLine, tmp_path: Path) -> None:
+    text = "FROM busybox\nRUN mkdir -m 700 /data && chown 65534:65534 /data\nUSER nobody\nVOLUME /data\n"
+    (tmp_path / "context/Dockerfile").write_text(text)
+    sandbox.ok("build", "-t", "owner", str(tmp_path / "context"))
+    for _ in range(2):
+        assert run(sandbox, "-v", "own:/data", "owner", "sh", "-c", "echo x >> /data/file; stat -c '%u %a' /data") == "65534 700\n"
+
+
 def test_the_first_use_brings_the_images_files(sandbox: CommandLine) -> None:
     show = ("sh", "-c", "stat -c '%u %g' /data/in; cat /data/in/file")
     assert run(sandbox, "-v", "fresh:/data", "has", *show) == "5 6\nimage\n"
