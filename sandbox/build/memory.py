@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from sandbox.errors import BuildError
+from sandbox.image.databases import create_database
 
 _SCHEMA = """
 create table if not exists times (key text primary key, created text not null) without rowid;
@@ -35,7 +36,7 @@ class Memory:
     def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
         with _plain_errors():
             if not path.exists():
-                _create(path)
+                create_database(path, _SCHEMA)
             self._db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
             self._db.execute("pragma synchronous = normal")
             self._db.executescript(_SCHEMA)  # one of an earlier version lacks a table; what is there is not touched
@@ -124,22 +125,6 @@ class Memory:
                 raise
             self._learned.clear()
             self._touched.clear()
-
-
-def _create(path: Path) -> None:
-    """Make the file beside its place: two processes that switch one file to WAL at once would find it locked."""
-    new = path.with_name(f"{path.name}.new-{os.urandom(8).hex()}")
-    try:
-        db = sqlite3.connect(new, isolation_level=None)
-        try:
-            db.execute("pragma journal_mode = wal")
-            db.executescript(_SCHEMA)
-        finally:
-            db.close()
-        with contextlib.suppress(FileExistsError):
-            os.link(new, path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

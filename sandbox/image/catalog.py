@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.errors import ImageError
+from sandbox.image.databases import create_database
 from sandbox.oci import Descriptor, Digest
 
 _VERSION = 4
@@ -289,7 +290,7 @@ def _snapshot_row(row: tuple[str, str, str | None, int, int, int]) -> SnapshotRo
 
 def _connect(path: Path) -> sqlite3.Connection:
     if not path.exists():
-        _create(path)
+        create_database(path, _SCHEMA)
     # One connection serves one thread (Catalog._db), but the garbage collector may close it from another.
     db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
     db.execute("pragma synchronous = normal")
@@ -301,20 +302,3 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise ImageError(f"{path}: written by another version of jupyter-sandbox", hint="update the older one, or choose another --root")
     return db
-
-
-def _create(path: Path) -> None:
-    """Make the file beside its place: two processes that switch one file to WAL at once would find it locked."""
-    new = path.with_name(f"{path.name}.new-{os.urandom(8).hex()}")
-    try:
-        db = sqlite3.connect(new, isolation_level=None)
-        try:
-            db.execute("pragma journal_mode = wal")
-            db.executescript(_SCHEMA)
-        finally:
-            db.close()
-        with contextlib.suppress(FileExistsError):
-            os.link(new, path)
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            new.with_name(new.name + suffix).unlink(missing_ok=True)

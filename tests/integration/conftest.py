@@ -13,8 +13,16 @@ from sandbox.runtime.bundle.states import States
 from sandbox.runtime.container import Runtime
 from tests.support.building import GROUP, PASSWD, Workshop, fill_busybox
 from tests.support.bundles import Bundle, Oci, make_bundle
+from tests.support.command_line import CommandLine, command_line
 from tests.support.debian import make_debian_tar
 from tests.support.ordinary_user import OrdinaryUser, packages_of
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
+    """The command, with an engine of its own that has the image busybox."""
+    with command_line(tmp_path / "engine", (busybox_tar, "busybox")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +13,7 @@ from sandbox import Engine
 from sandbox.engine import Streams
 from sandbox.errors import WrongState
 from sandbox.options import RunOptions
-from tests.support.command_line import CommandLine, command_line, read_until
+from tests.support.command_line import CommandLine, read_until
 from tests.support.host import requires
 from tests.support.terminal import Terminal
 
@@ -26,12 +24,6 @@ ECHO = "echo ready; while read line; do test $line = end && exit 5; echo out:$li
 
 
 TICK = "while :; do echo tick; sleep 0.05; done"
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "root", (busybox_tar, "busybox")) as made:
-        yield made
 
 
 def says(process: subprocess.Popen[bytes], *words: bytes) -> None:

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sandbox.image.store import Store
-from tests.support.command_line import CommandLine, command_line, read_until
+from tests.support.command_line import CommandLine, read_until
 from tests.support.host import requires
 
 pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
@@ -21,12 +20,6 @@ PS_KEYS = {
     "Command", "CreatedAt", "ID", "Image", "Labels", "LocalVolumes", "Mounts", "Names", "Networks", "Ports", "RunningFor", "State",
     "Status",
 }  # fmt: skip
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "root", (busybox_tar, "busybox")) as made:
-        yield made
 
 
 @pytest.fixture

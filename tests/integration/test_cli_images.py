@@ -6,24 +6,17 @@ import os
 import pty
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import CommandLine, command_line
+from tests.support.command_line import CommandLine
 from tests.support.host import requires
 
 pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
 IMAGE_KEYS = {
     "Containers", "CreatedAt", "CreatedSince", "Digest", "ID", "Repository", "SharedSize", "Size", "Tag", "UniqueSize",
 }  # fmt: skip
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "root", (busybox_tar, "busybox")) as made:
-        yield made
 
 
 @pytest.fixture

@@ -5,21 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import CommandLine, command_line, read_until, wait_all
+from tests.support.command_line import CommandLine, read_until, wait_all
 from tests.support.host import requires
 
 pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "root", (busybox_tar, "busybox")) as made:
-        yield made
 
 
 def started(sandbox: CommandLine, *words: str) -> subprocess.Popen[bytes]:

@@ -5,22 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import CommandLine, command_line, read_until
+from tests.support.command_line import CommandLine, read_until
 from tests.support.host import requires
 from tests.support.terminal import Terminal
 
 pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "root", (busybox_tar, "busybox")) as made:
-        yield made
 
 
 def test_stdout_stderr_and_the_exit_code_are_the_programs(sandbox: CommandLine) -> None:

@@ -7,12 +7,11 @@ import io
 import os
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import CommandLine, command_line
+from tests.support.command_line import CommandLine
 from tests.support.host import requires
 
 pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
@@ -75,12 +74,6 @@ def facts(data: bytes) -> dict[str, object]:
 def taken(sandbox: CommandLine, path: str) -> bytes:
     """`cp NAME:PATH -`."""
     return subprocess.run(sandbox.argv("cp", path, "-"), stdout=subprocess.PIPE, check=True).stdout
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "engine", (busybox_tar, "busybox")) as made:
-        yield made
 
 
 @pytest.fixture

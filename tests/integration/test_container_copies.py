@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from sandbox.engine import Container, Engine
 from sandbox.errors import ContainerError
 from sandbox.runtime.init import procs
-from tests.support.command_line import CommandLine, command_line
+from tests.support.command_line import CommandLine
 from tests.support.host import requires
 
 pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
@@ -25,12 +24,6 @@ MOST_MEMORY = 100 << 10
 """KiB; a command takes 50 MiB with all its imports."""
 ROUNDS = 25
 PATIENCE = 30.0
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "engine", (busybox_tar, "busybox")) as made:
-        yield made
 
 
 # Paused ------------------------------------------------------------------------------------------------------------------

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sandbox.runtime.init import cgroup
-from tests.support.command_line import CommandLine, command_line
+from tests.support.command_line import CommandLine
 
 pytestmark = pytest.mark.anybody
 
 QUICK = ("--health-interval", "50ms")
 EXISTS = ("--health-cmd", "test -e /well && echo fine || { echo missing; exit 3; }")
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "engine") as made:
-        made.ok("import", str(busybox_tar), "busybox")
-        yield made
 
 
 def health(sandbox: CommandLine, name: str = "web") -> dict[str, object]:

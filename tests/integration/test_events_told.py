@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import select
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,18 +11,11 @@ import pytest
 
 from sandbox.engine import Engine
 from sandbox.runtime.init import journal
-from tests.support.command_line import CommandLine, command_line, read_until
+from tests.support.command_line import CommandLine, read_until
 from tests.support.host import requires
 
 pytestmark = pytest.mark.anybody
 PAST = ("events", "--since", "1h", "--until", "0s")
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "engine") as made:
-        made.ok("import", str(busybox_tar), "busybox")
-        yield made
 
 
 def told(sandbox: CommandLine, *flags: str) -> list[tuple[str, str]]:

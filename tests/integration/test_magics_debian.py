@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_client.manager import KernelManager
 
 from sandbox.engine import Engine
 from tests.support import debian
 from tests.support.host import requires
-from tests.support.kernel import Kernel
+from tests.support.kernel import Kernel, started_kernel
 from tests.support.leftovers import nothing_left
 
 pytestmark = [
@@ -30,16 +28,8 @@ def kernel(tmp_path: Path, debian_tar: Path) -> Iterator[Kernel]:
     root = tmp_path / "state"
     with Engine(root) as engine:
         engine.import_image(debian_tar, debian.IMAGE, changes=[debian.PATH])
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=str(tmp_path), env={**os.environ, "SANDBOX_ROOT": str(root)})
-    client = manager.blocking_client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=60)
-        yield Kernel(client, root, manager.interrupt_kernel)
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=False)
+    with started_kernel("python3", root, tmp_path, env={"SANDBOX_ROOT": str(root)}) as (_, opened):
+        yield opened
     nothing_left(root)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 
 import pytest
-from jupyter_client.manager import KernelManager
 
 from sandbox.engine import Engine
 from tests.support.host import requires
-from tests.support.kernel import Kernel
+from tests.support.kernel import Kernel, started_kernel
 from tests.support.networked import where_bridges_are
 
 pytestmark = [
@@ -36,18 +34,9 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     root = directory / "state"
     with Engine(root) as engine:
         engine.import_image(directory / "rootfs.tar", "localhost/box", changes=['CMD ["sh"]'])
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=str(directory), env={**os.environ, "SANDBOX_ROOT": str(root)})
-    client = manager.blocking_client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=60)
-        opened = Kernel(client, root, manager.interrupt_kernel)
+    with started_kernel("python3", root, directory, env={"SANDBOX_ROOT": str(root)}) as (_, opened):
         assert not [each for each in opened.run("%load_ext sandbox") if each["type"] == "error"]
         yield opened
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=False)
 
 
 def test_build_then_run(kernel: Kernel) -> None:

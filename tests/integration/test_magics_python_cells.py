@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_client.manager import KernelManager
 
 from sandbox.engine import Engine
 from tests.support.host import requires
-from tests.support.kernel import Kernel, printed
+from tests.support.kernel import Kernel, printed, started_kernel
 from tests.support.leftovers import nothing_left
 
 pytestmark = [
@@ -29,21 +27,12 @@ def kernel(tmp_path_factory: pytest.TempPathFactory, python_tar: Path) -> Iterat
     root = directory / "state"
     with Engine(root) as engine:
         engine.load(python_tar)
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(cwd=str(directory), env={**os.environ, "SANDBOX_ROOT": str(root)})
-    client = manager.blocking_client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=60)
-        opened = Kernel(client, root, manager.interrupt_kernel)
+    with started_kernel("python3", root, directory, env={"SANDBOX_ROOT": str(root)}) as (_, opened):
         opened.run("%load_ext sandbox\nimport numpy as np, pandas as pd")
         yield opened
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=False)
-        with Engine(root) as engine:
-            for container in engine.containers(all=True):
-                container.remove(force=True)
+    with Engine(root) as engine:
+        for container in engine.containers(all=True):
+            container.remove(force=True)
     nothing_left(root)
 
 

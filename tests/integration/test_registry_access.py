@@ -53,12 +53,6 @@ def ca(tmp_path: Path) -> Authority:
     return authority(tmp_path / "ca")
 
 
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "root", (busybox_tar, "busybox")) as made:
-        yield made
-
-
 def _tls(ca: Authority, name: str = "localhost") -> list[str]:
     certificate, key = ca.issue(name)
     return ["  tls:", f"    certificate: {certificate}", f"    key: {key}"]

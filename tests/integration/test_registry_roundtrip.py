@@ -23,12 +23,6 @@ def server(tmp_path: Path) -> Iterator[RegistryServer]:
         yield running
 
 
-@pytest.fixture
-def sandbox(tmp_path: Path, busybox_tar: Path) -> Iterator[CommandLine]:
-    with command_line(tmp_path / "root", (busybox_tar, "busybox")) as made:
-        yield made
-
-
 def _built(sandbox: CommandLine, name: str, text: str = "hello") -> str:
     dockerfile = f'FROM busybox\nRUN echo {text} > /said\nCMD ["cat", "/said"]\n'
     return sandbox.ok("build", "-q", "-t", name, "-", stdin=dockerfile.encode()).lines[-1]

@@ -11,7 +11,7 @@ from sandbox.errors import SetupFailed, Unsupported
 from sandbox.runtime.bundle.config import Config
 from sandbox.runtime.bundle.resources import BASE, Groups, hierarchies, plan_groups
 from sandbox.runtime.bundle.states import Record
-from sandbox.runtime.init import cgroup
+from sandbox.runtime.init import cgroup, files
 
 
 def groups_of(name: str, config: Config) -> Groups:
@@ -56,7 +56,7 @@ def write_limits(writes: list[tuple[str, str]]) -> None:
         for path, text in writes:
             for line in text.splitlines():
                 try:
-                    cgroup.write(path, line)
+                    files.write_value(path, line)
                 except OSError as err:
                     refused.append(((path, line), err))
         if len(refused) == len(writes):

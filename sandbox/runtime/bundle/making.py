@@ -15,7 +15,7 @@ from sandbox.errors import InvalidBundle, SetupFailed
 from sandbox.runtime.bundle.config import Process
 from sandbox.runtime.bundle.resources import Groups
 from sandbox.runtime.bundle.states import SOCKET
-from sandbox.runtime.init import bundle, cgroup, link
+from sandbox.runtime.init import bundle, files, link
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -140,7 +140,7 @@ def check_terminal(process: Process | None, given: Given) -> None:
 def _write_id_maps(pid: int, idmap: Mapping[str, Any]) -> None:
     """user_namespaces(7)."""
     for kind in ("uid", "gid"):
-        cgroup.write(f"/proc/{pid}/{kind}_map", "".join(f"{inner} {outer} {count}\n" for inner, outer, count in idmap[kind]))
+        files.write_value(f"/proc/{pid}/{kind}_map", "".join(f"{inner} {outer} {count}\n" for inner, outer, count in idmap[kind]))
 
 
 def set_oom_score(pid: int, plan: Mapping[str, Any]) -> None:

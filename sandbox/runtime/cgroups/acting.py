@@ -11,7 +11,7 @@ import msgspec
 from sandbox.errors import SetupFailed, Unsupported
 from sandbox.runtime.cgroups.layout import Plan, unsupported
 from sandbox.runtime.cgroups.limits import LABELS, V1, V2, Places, check_limits, is_implied, limit_rows, limit_writes
-from sandbox.runtime.init import cgroup
+from sandbox.runtime.init import cgroup, files
 from sandbox.runtime.spec import Limits
 
 
@@ -117,7 +117,7 @@ def _write_in_some_order(writes: list[tuple[str, str, bool]]) -> None:
     again = []
     for path, text, may_lack in writes:
         try:
-            cgroup.write(path, text)
+            files.write_value(path, text)
         except OSError as err:
             if err.errno == errno.EINVAL:
                 again.append((path, text))
@@ -125,6 +125,6 @@ def _write_in_some_order(writes: list[tuple[str, str, bool]]) -> None:
                 raise refused(err) from err
     for path, text in again:
         try:
-            cgroup.write(path, text)
+            files.write_value(path, text)
         except OSError as err:
             raise refused(err) from err

@@ -12,6 +12,8 @@ import select
 import signal
 import time
 
+from sandbox.runtime.init import files
+
 TYPE_CHECKING = False  # `typing` itself costs the spawner milliseconds
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -63,26 +65,14 @@ def make(
         raise
 
 
-def join(files: Sequence[str]) -> None:
+def join(paths: Sequence[str]) -> None:
     """Put the calling process into the groups whose `tasks` or `cgroup.procs` are given. The caller must have one thread.
 
     From inside and through `tasks`: for anybody else, and through cgroup.procs, Linux waits 5 to 11 ms for an RCU
     grace period. A v2 group has no such door; use clone3(CLONE_INTO_CGROUP) with the plan's `into` where that counts.
     """
-    for path in files:
-        write(path, "0")
-
-
-def write(path: str, text: str) -> None:
-    """One write(2) of the whole text: Linux takes or refuses it as one value."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as err:
-        err.filename = path
-        raise
-    finally:
-        os.close(fd)
+    for path in paths:
+        files.write_value(path, "0")
 
 
 def read(report: Mapping[str, Sequence[str | float]]) -> dict[str, float | None]:
@@ -127,7 +117,7 @@ def remove(groups: Sequence[str], *, timeout: float = 10.0) -> None:
 def freeze(switch: Sequence[str], *, timeout: float = 10.0) -> None:
     """Stop every process of the group at once; `switch` is (file, text that freezes, text that thaws, file that tells, its word)."""
     path, frozen, _, told, word = switch
-    write(path, frozen)
+    files.write_value(path, frozen)
     _wait_until(told, lambda text: word in text.splitlines(), time.monotonic() + timeout)
 
 
@@ -142,7 +132,7 @@ def is_frozen(switch: Sequence[str]) -> bool:
 def thaw(switch: Sequence[str]) -> None:
     """Let a frozen group go on. A group that is gone is fine."""
     with _Tolerating(*_GONE):
-        write(switch[0], switch[2])
+        files.write_value(switch[0], switch[2])
 
 
 def _make_directory(directory: str, *, must_be_new: bool = False) -> None:
@@ -163,18 +153,18 @@ def _move_all(source: str, target: str) -> None:
     while pids := _pids(source):
         for pid in pids:
             with _Tolerating(*_GONE):
-                write(target + "/cgroup.procs", str(pid))
+                files.write_value(target + "/cgroup.procs", str(pid))
 
 
 def _copy_when_empty(source: str, target: str) -> None:
     """Copy a cpuset file down, unless it has a value: narrowing another container's parent must not happen."""
     if not _read(target).strip():
-        write(target, _read(source).strip())
+        files.write_value(target, _read(source).strip())
 
 
 def _write_limit(path: str, text: str, is_optional: bool) -> None:
     with _Tolerating(*((errno.ENOENT, errno.EOPNOTSUPP) if is_optional else ())):
-        write(path, text)
+        files.write_value(path, text)
 
 
 def _read(path: str) -> str:
@@ -226,7 +216,7 @@ def _kill_at_once(group: str) -> None:
     for path, text in ((group + "/cgroup.kill", "1"), (group + "/freezer.state", "THAWED")):
         if os.access(path, os.W_OK):
             with _Tolerating(*_GONE):
-                write(path, text)
+                files.write_value(path, text)
 
 
 def _killed(pids: Sequence[int], groups: Sequence[str]) -> list[int]:

@@ -83,6 +83,18 @@ def is_held(lock: str) -> bool:
     return False
 
 
+def write_value(path: str, text: str) -> None:
+    """Into a file of the kernel's (/proc, cgroups), by one write(2): Linux takes or refuses it as one value. OSError with the path."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as err:
+        err.filename = path
+        raise
+    finally:
+        os.close(fd)
+
+
 def remove_file(path: str) -> None:
     """Already gone is fine."""
     try:

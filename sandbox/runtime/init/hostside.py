@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 
-from sandbox.runtime.init import cgroup
+from sandbox.runtime.init import cgroup, files
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -45,7 +45,7 @@ def flags_of(namespaces: Sequence[str]) -> int:
 def set_before_it_may_not(pid: int, facts: Mapping[str, Any]) -> None:
     """What init could not give itself: an OOM score, and limits above ours where we hold CAP_SYS_RESOURCE."""
     if facts["oom_score_adj"] is not None:
-        cgroup.write(f"/proc/{pid}/oom_score_adj", str(facts["oom_score_adj"]))
+        files.write_value(f"/proc/{pid}/oom_score_adj", str(facts["oom_score_adj"]))
     for name, soft, hard in facts["ulimits"]:
         number = getattr(resource, "RLIMIT_" + name.upper())
         _, allowed = resource.getrlimit(number)

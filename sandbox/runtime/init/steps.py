@@ -13,7 +13,7 @@ import socket
 import stat
 import struct
 
-from sandbox.runtime.init import netlink
+from sandbox.runtime.init import files, netlink
 from sandbox.runtime.init import syscalls as s
 
 TYPE_CHECKING = False
@@ -246,14 +246,7 @@ def protect_root(setup: Setup) -> None:
 
 def set_sysctl(setup: Setup, path: str, text: str) -> None:
     """Write one of Linux' settings of the container's own namespaces (sysctl(8))."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as err:
-        err.filename = path
-        raise
-    finally:
-        os.close(fd)
+    files.write_value(path, text)
 
 
 def set_hostname(setup: Setup, name: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from sandbox.runtime.init import cgroup
+from sandbox.runtime.init import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ def write_maps(pid: int, idmap: Mapping[str, Any]) -> None:
 def write_within(pid: int, idmap: Mapping[str, Any]) -> None:
     """Map the ids of a user namespace that is nested in one with this map as they are there; from within that one."""
     for kind in ("uid", "gid"):  # row by row: Linux takes none that spans two of the outer one's
-        cgroup.write(f"/proc/{pid}/{kind}_map", "".join(f"{inner} {inner} {count}\n" for inner, _, count in idmap[kind]))
+        files.write_value(f"/proc/{pid}/{kind}_map", "".join(f"{inner} {inner} {count}\n" for inner, _, count in idmap[kind]))
 
 
 def _write_own(pid: int, idmap: Mapping[str, Any]) -> None:
     """What Linux lets us map ourselves: anything for root, else our own id."""
     if not idmap["setgroups"]:
-        cgroup.write(f"/proc/{pid}/setgroups", "deny")
+        files.write_value(f"/proc/{pid}/setgroups", "deny")
     for kind in ("uid", "gid"):
-        cgroup.write(f"/proc/{pid}/{kind}_map", "".join(f"{inner} {outer} {count}\n" for inner, outer, count in idmap[kind]))
+        files.write_value(f"/proc/{pid}/{kind}_map", "".join(f"{inner} {outer} {count}\n" for inner, outer, count in idmap[kind]))
