@@ -10,6 +10,8 @@ import os
 import select
 import signal
 
+from sandbox.runtime.init import files
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,9 +84,7 @@ class _Starting:
         if not ended or status:
             return 0
         with open(self._pid_file, encoding="ascii") as file:
-            pid = int(file.read())
-        os.unlink(self._pid_file)
-        return pid
+            return int(file.read())
 
     def _last_words(self) -> str:
         """What it complained of last; not that this host has no system log."""
@@ -97,6 +97,8 @@ class _Starting:
         return lines[-1] if lines else "is not ready, and does not say why"
 
     def close(self) -> None:
+        if self._pid_file:
+            files.remove_file(self._pid_file)
         os.close(self._ready)
         os.close(self._complaints)
 

@@ -46,10 +46,6 @@ class StepError(Exception):
         self.errno = getattr(err, "errno", None)
 
 
-LINK = "eth0"
-"""A container's link to its network, as it is called inside."""
-
-
 def perform(steps: Sequence[tuple[str, Mapping[str, Any]]], setup: Setup) -> None:
     """Run every step in order; raises StepError that names the one that failed."""
     for name, arguments in steps:

@@ -75,7 +75,7 @@ class HubAttachment(attachment.Attachment):
         for each in self.places:
             places.forget(None, each)
         self.places.clear()
-        self.network["is_lost"] = True
+        self.network.update(ports=[], is_lost=True)
         self._lost()
 
     def close(self) -> None:
