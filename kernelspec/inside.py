@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 SAME_LABEL = "org.jupyter.sandbox.kernel.same"
 """The label of a kernel's container that two have alike only if one can be used for the other."""
-_ANOTHER = "the image, or what the kernel may do, has changed: its container is another, without the files of the one before"
+_ANOTHER = "what the kernel may do has changed: its container is another, without the files of the one before"
 _END_SECONDS = 30.0
 ASK_SECONDS = 5.0
 """A question between cells (completion, inspection) is given up after that."""
@@ -191,7 +191,7 @@ class Inside:
     def _launch(self, environment: Environment) -> Any:  # Any: Interpreter, which only cells import
         options, mounts, runner = self._options(), self._mounts(), environment.dialect.runner
         same = _digest((str(environment.image.id), options, mounts, environment.program, runner.name))
-        if (kept := self._kept(same)) is not None:
+        if (kept := self._kept(same, str(environment.image.id))) is not None:
             try:
                 _wait_stopped(kept)
                 return self.engine.interpreter_again(kept.id, runner=runner)
@@ -203,12 +203,13 @@ class Inside:
         self._container = self.engine.container(made.container_id)
         return made
 
-    def _kept(self, same: str) -> Container | None:
+    def _kept(self, same: str, image_id: str) -> Container | None:
         """The container of the interpreter before. It is removed when it may more, or less, than a new one would."""
         if self._container is not None and self._container.labels.get(SAME_LABEL) != same:
+            if self._container.image_id == image_id:  # who changes the image is told by then
+                self._notice = _ANOTHER
             self._container.remove(force=True, volumes=True)
             self._container = None
-            self._notice = _ANOTHER
         return self._container
 
     def _labels(self) -> dict[str, str]:

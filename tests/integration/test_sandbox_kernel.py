@@ -244,7 +244,7 @@ def test_container_that_may_more_is_not_used_again(root: Path) -> None:
         outputs = kernel.run("import os; print(os.path.exists('/kept'))")
         assert [output.get("text") or output["data"]["text/plain"] for output in outputs] == [
             "False\n",
-            "the image, or what the kernel may do, has changed: its container is another, without the files of the one before",
+            "what the kernel may do has changed: its container is another, without the files of the one before",
         ]
         assert len(kernel.run("1")) == 1
         assert "at the 100 MiB limit" in kernel.error("x = bytearray(150 << 20)")["evalue"]
