@@ -73,6 +73,8 @@ def _store(values: Values, row: Option, name: str, text: str | None, pending: li
     if row.convert is None:
         values[row.field] = text if row.metavar and text else _switch(name, text)
         return
+    if text is None and row.alone:
+        text = row.alone
     if text is None:
         if not pending:
             raise InvalidOption(f"{name}: wants a value ({row.metavar or 'TEXT'})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Self
 
@@ -181,7 +181,8 @@ class Engine:
             settings=settings or Settings(),
             now=now(os.environ),
         )
-        return Builder(self._store, self._runtime, on_event or _ignore_event).build(request)
+        find = cache(lambda name: self._transfers.wanted(name, request.settings.pull, lambda: self._store.find(name)))
+        return Builder(self._store, self._runtime, on_event or _ignore_event, find).build(request)
 
     def export_image(
         self, image: Image, outputs: Sequence[Output], *, tags: Sequence[str] = (), stdout: IO[bytes] | None = None

@@ -258,7 +258,8 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Option(msgspec.Struct, frozen=True):
-    """One flag: `names` as typed, the `field` it fills, `convert` from its text (None: a switch), whether it repeats."""
+    """One flag: `names` as typed, the `field` it fills, `convert` from its text (None: a switch), whether it repeats. `alone`: the text
+    that it stands for without one; then only `=` gives it another."""
 
     names: tuple[str, ...]
     field: str
@@ -266,6 +267,7 @@ class Option(msgspec.Struct, frozen=True):
     metavar: str = ""
     convert: Callable[[str], Any] | None = str  # Any: each row's converter has a type of its own, checked by its field
     repeat: bool = False
+    alone: str = ""
 
     @property
     def is_switch(self) -> bool:
@@ -467,7 +469,7 @@ class BuildOptions(msgspec.Struct, frozen=True):
     build_arg: tuple[str, ...] = ()
     target: str | None = None
     no_cache: bool = False
-    pull: bool = False
+    pull: str | None = None
     label: tuple[str, ...] = ()
     network: str = "host"
     progress: str = "auto"
@@ -502,7 +504,14 @@ BUILD: tuple[Option, ...] = (
     Option(("--build-arg",), "build_arg", "value of an ARG (no value: take it from here)", "NAME[=VALUE]", repeat=True),
     Option(("--target",), "target", "stage to build", "STAGE"),
     Option(("--no-cache",), "no_cache", "redo every step", convert=None),
-    Option(("--pull",), "pull", "ask the registry for a newer base", convert=None),
+    Option(
+        ("--pull",),
+        "pull",
+        "bring bases: always (so alone), missing, never (else as run)",
+        "[=WHEN]",
+        Choice(("always", "missing", "never", "true", "false")),
+        alone="always",
+    ),
     Option(("--label",), "label", "set a label on the image", "KEY=VALUE", repeat=True),
     Option(("--network",), "network", "network of RUN steps: host (default), none, bridge, or a name", "NETWORK"),
     Option(("--progress",), "progress", "auto, plain, tty, quiet or rawjson", "KIND", Choice(("auto", "plain", "tty", "quiet", "rawjson"))),

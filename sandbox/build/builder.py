@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC
 
@@ -66,12 +67,16 @@ _SILENT_ARGS = (*PROXY_ARGS, EPOCH, OPTIONS_ARG)
 
 
 class Builder:
-    """Builds images into a store, with RUN steps in `runtime`. `on_event` is called in the thread that calls `build`."""
+    """Builds images into a store, with RUN steps in `runtime`. `on_event` is called in the thread that calls `build`. `find_image`: how
+    the images that a Dockerfile names are found, if not only in the store."""
 
-    def __init__(self, store: Store, runtime: Runs, on_event: OnEvent = lambda _: None) -> None:
+    def __init__(
+        self, store: Store, runtime: Runs, on_event: OnEvent = lambda _: None, find_image: Callable[[str], Image] | None = None
+    ) -> None:
         self._store = store
         self._runtime = runtime
         self._on_event = on_event
+        self._find_image = find_image or store.find
 
     def build(self, request: BuildRequest) -> Image:
         """Build, tag and return the image. DockerfileError, UnknownStage, StepFailed; an interrupt leaves nothing behind."""
@@ -85,7 +90,7 @@ class Builder:
             site = self._site(request, dockerfile, memory)
             site = replace(site, context=open_context(request, opened))
             contexts = open_contexts(request.settings.contexts, self._store, opened)
-            stages = plan_stages(dockerfile, request.target, site.global_args, self._store.find, contexts)
+            stages = plan_stages(dockerfile, request.target, site.global_args, self._find_image, contexts)
             if request.settings.ssh:
                 from sandbox.build.sshagent import open_agents  # with socketserver and subprocess
 

@@ -19,6 +19,8 @@ from sandbox.runtime.spec import Limits
 
 _SECRET_LIMIT = 500 << 10
 """BuildKit's limit for one secret."""
+_PULL = {"true": "always", "false": None}
+"""What docker's switch says."""
 
 
 class Settings(Guarded, frozen=True, kw_only=True):
@@ -36,6 +38,8 @@ class Settings(Guarded, frozen=True, kw_only=True):
     limits: StepLimits = msgspec.field(default_factory=StepLimits)
     cache_from: tuple[CacheSpec, ...] = ()
     cache_to: tuple[CacheSpec, ...] = ()
+    pull: str | None = None
+    """When base images are brought from their registries: always, missing or never; None: when missing and their registry is named."""
     timestamp: int | None = None
     """Seconds since 1970: as the build argument SOURCE_DATE_EPOCH."""
     files: Mapping[str, bytes] = msgspec.field(default_factory=dict)
@@ -62,6 +66,7 @@ def settings_of(options: BuildOptions, environ: Mapping[str, str]) -> Settings:
         cache_from=tuple(parse_cache(text, "--cache-from") for text in options.cache_from),
         cache_to=tuple(parse_cache(text, "--cache-to") for text in options.cache_to),
         timestamp=options.timestamp,
+        pull=_PULL.get(options.pull or "", options.pull),
     )
 
 
@@ -83,8 +88,6 @@ def _refuse(options: BuildOptions) -> None:
     if options.cgroup_parent:
         hint = "limit the steps with --memory or --cpuset-cpus"
         raise Unsupported("--cgroup-parent: steps run in the engine's own cgroup", feature="cgroup-parent", hint=hint)
-    if options.pull:
-        raise Unsupported("--pull: registries are not supported by build yet", feature="registry", hint="load the base image first")
     here = host()
     names = {f"{here.os}/{here.architecture}", "/".join(filter(None, (here.os, here.architecture, here.variant)))}
     if options.platform and options.platform.lower() not in names:

@@ -17,7 +17,7 @@ from sandbox.build.dockerfile import Dockerfile, parse_triggers
 from sandbox.build.expand import Expander, expand
 from sandbox.build.namedcontexts import NamedContext, canonical
 from sandbox.build.source import SourceText, Span, did_you_mean
-from sandbox.errors import ImageNotFound, InvalidInput, StepFailed, UnknownStage
+from sandbox.errors import ImageNotFound, InvalidInput, RegistryError, StepFailed, UnknownStage
 from sandbox.image.store import Image
 from sandbox.oci import Platform
 
@@ -197,7 +197,7 @@ class _Planner:
     def _image(self, name: str, instruction: ins.Instruction, what: str) -> Image:
         try:
             return self._find_image(name)
-        except (ImageNotFound, InvalidInput) as err:
+        except (ImageNotFound, InvalidInput, RegistryError) as err:
             stages = [known for known in self._names if known]
             hint = did_you_mean(name, stages) if stages else None
             if name.lower() in stages or hint or name.isdigit():

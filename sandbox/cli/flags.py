@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,7 +44,8 @@ def option_of(row: Option) -> click.Option:
     if row.is_switch:
         return click.Option([*row.names, row.field], is_flag=True, default=None, help=row.help)
     kind = Converted(row.convert or str, row.field)
-    return click.Option(
+    make = partial(ValueLeftOut, row.alone) if row.alone else click.Option
+    return make(
         [*row.names, row.field], type=kind, multiple=row.repeat, metavar=row.metavar, help=row.help, shell_complete=values_of(row)
     )
 
@@ -54,6 +56,14 @@ def given(made: Made, values: Mapping[str, object]) -> Made:
     return replace(made, **{name: value for name, value in values.items() if name in known and value not in (None, ())})
 
 
+class ValueLeftOut(click.Option):
+    """One that stands for `alone` unless `=` gives it a value. (click's own kind would take the next word.)"""
+
+    def __init__(self, alone: str, *args: Any, **settings: Any) -> None:  # Any: click's
+        super().__init__(*args, **settings)
+        self.alone = alone
+
+
 class VerbCommand(click.Command):
     """A verb: switches also take `=true` and `=false` as docker's do; `=false` of one that is on by itself is its other name."""
 
@@ -62,10 +72,14 @@ class VerbCommand(click.Command):
         switches: set[str] = set()
         valued: set[str] = set()
         opposites: dict[str, str] = {}
+        alone: dict[str, str] = {}
         for param in self.get_params(ctx):
             if isinstance(param, click.Option):
                 (switches if param.is_flag else valued).update(param.opts)
                 opposites.update(zip(param.opts, param.secondary_opts, strict=False))
+            if isinstance(param, ValueLeftOut):
+                alone.update(dict.fromkeys(param.opts, f"={param.alone}"))
+        args = [word + alone.get(word, "") for word in args]
         plain = plain_switches(args, switches, valued, interspersed=ctx.allow_interspersed_args, opposites=opposites)
         return super().parse_args(ctx, plain)
 

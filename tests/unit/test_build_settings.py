@@ -56,7 +56,6 @@ def test_options_become_settings() -> None:
     [
         (BuildOptions(cgroup_parent="x"), Unsupported),
         (BuildOptions(platform="plan9/mips"), Unsupported),
-        (BuildOptions(pull=True), Unsupported),
         (BuildOptions(allow=("anything",)), InvalidOption),
         (BuildOptions(add_host=("db",)), InvalidOption),
         (BuildOptions(build_context=("dir",)), InvalidOption),
