@@ -89,7 +89,7 @@ class Builder:
             memory = opened.enter_context(Memory(self._store.root / "build.db"))
             site = self._site(request, dockerfile, memory)
             site = replace(site, context=open_context(request, opened))
-            contexts = open_contexts(request.settings.contexts, self._store, opened)
+            contexts = open_contexts(request.settings.contexts, self._store, self._find_image, opened)
             stages = plan_stages(dockerfile, request.target, site.global_args, self._find_image, contexts)
             if request.settings.ssh:
                 from sandbox.build.sshagent import open_agents  # with socketserver and subprocess

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,9 +18,11 @@ NamedContext = Image | Context
 """What a name stands for."""
 
 
-def open_contexts(requests: Mapping[str, str], store: Store, opened: ExitStack) -> dict[str, NamedContext]:
+def open_contexts(
+    requests: Mapping[str, str], store: Store, find_image: Callable[[str], Image], opened: ExitStack
+) -> dict[str, NamedContext]:
     """Each name and what it stands for; directories stay open as long as `opened`. InvalidOption, BuildError, ImageNotFound."""
-    return {canonical(name): _open(name, value, store, opened) for name, value in requests.items()}
+    return {canonical(name): _open(name, value, store, find_image, opened) for name, value in requests.items()}
 
 
 def canonical(name: str) -> str:
@@ -31,11 +33,11 @@ def canonical(name: str) -> str:
         return name.lower()
 
 
-def _open(name: str, value: str, store: Store, opened: ExitStack) -> NamedContext:
+def _open(name: str, value: str, store: Store, find_image: Callable[[str], Image], opened: ExitStack) -> NamedContext:
     if not name or not value:
         raise InvalidOption(f"--build-context {name}={value}: not of the form name=directory")
     if value.startswith(IMAGE):
-        return store.find(value.removeprefix(IMAGE))
+        return find_image(value.removeprefix(IMAGE))
     if value.startswith(LAYOUT):
         return _load_layout(value.removeprefix(LAYOUT), store)
     if value.startswith(_REMOTE):

@@ -215,3 +215,14 @@ def test_when_an_image_is_fetched_is_what_pull_says(sandbox: CommandLine, regist
     assert (said("never"), said("missing")) == ((0, "old\n"), (0, "old\n"))
     assert len(registry.asked) == asked
     assert said("always") == (0, "new\n")
+
+
+@requires("userns", "overlay", "tool:busybox")
+def test_a_build_brings_bases_that_name_their_registry(sandbox: CommandLine, registry: BadRegistry) -> None:
+    put(registry, "team/app:1", [(TARS[0], "none", TARS[0])])
+    put(registry, "team/other:1", [(TARS[1], "none", TARS[1])])
+    lines = f"FROM busybox\nCOPY --from={registry.host}/team/app:1 /one /\nCOPY --from=other /two /\n"
+    sandbox.ok("build", "-t", "made", "--build-context", f"other=docker-image://{registry.host}/team/other:1", "-", stdin=lines.encode())
+    assert sandbox.ok("run", "--rm", "made", "stat", "-c", "%s", "/one", "/two").lines == [str(SIZE), str(SIZE)]
+    done = sandbox("build", "-", stdin=f"FROM busybox\nRUN true\nFROM {registry.host}/team/none:1\n".encode())
+    assert (done.status, "line 3" in done.err, "not in" in done.err) == (1, True, True), done.err

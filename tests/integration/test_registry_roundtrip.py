@@ -6,10 +6,12 @@ import gzip
 import json
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from sandbox import Engine
 from tests.support import image_verify, registry
 from tests.support.command_line import CommandLine, command_line
 from tests.support.registry import RegistryServer, registry_server
@@ -94,6 +96,21 @@ def test_what_a_container_uses_stays_whatever_is_pruned(sandbox: CommandLine, se
     sandbox.ok("image", "prune", "-af")
     sandbox.ok("start", "box")
     assert sandbox.ok("exec", "box", "cat", "/said").out == "hello\n"
+
+
+def test_what_a_build_at_work_uses_stays_whatever_is_pruned(sandbox: CommandLine) -> None:
+    with Engine(sandbox.root) as engine, Engine(sandbox.root) as other, ThreadPoolExecutor(1) as pool:
+        pruned: list[Future[object]] = []
+
+        def prune(_: object) -> None:
+            if not pruned:
+                pruned.append(pool.submit(other.prune, all=True))
+
+        made = engine.build(None, dockerfile="FROM busybox\nRUN echo 1 > /a\nRUN echo 2 > /b\n", on_event=prune)
+        pruned[0].result()
+    assert len(made.diff_ids) == 3
+    assert sandbox.ok("images", "-q").lines == []  # afterwards nobody used them
+    image_verify.verify_store(sandbox.root)
 
 
 def test_a_second_repository_gets_its_layers_by_mount(sandbox: CommandLine, server: RegistryServer) -> None:

@@ -13,6 +13,15 @@ from sandbox.image.registry.hosts import RegistriesConf
 from sandbox.image.registry.platforms import choose, parse_platform, platform_text
 from sandbox.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor
 
+PLAIN = {
+    ("registry.example/a", None): False,
+    ("registry.example/a", True): True,
+    ("192.0.2.7:5000/a", None): False,
+    ("localhost:5000/a", None): True,
+    ("127.0.0.1:5000/a", None): True,
+    ("127.0.0.1.registry.example/a", None): False,
+    ("[::1]:5000/a", None): True,
+}
 DIGEST = "sha256:" + "a" * 64
 
 
@@ -24,6 +33,13 @@ def _conf(tmp_path: Path, text: str) -> RegistriesConf:
 def _sources(conf: RegistriesConf, name: str, *, insecure: bool | None = None) -> list[str]:
     found = conf.sources(Reference.parse(name), insecure=insecure)
     return [f"{endpoint.host}/{endpoint.repository}{' insecure' if endpoint.insecure else ''}" for endpoint in found]
+
+
+@pytest.mark.parametrize(("name", "insecure"), list(PLAIN))
+def test_http_without_tls_is_for_loopback_or_when_asked_for(tmp_path: Path, name: str, *, insecure: bool | None) -> None:
+    conf = _conf(tmp_path, "")
+    for endpoint in (*conf.sources(Reference.parse(name), insecure=insecure), conf.destination(Reference.parse(name), insecure=insecure)):
+        assert endpoint.may_be_plain == PLAIN[name, insecure]
 
 
 CONF = """
