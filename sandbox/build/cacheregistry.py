@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import closing
 from typing import IO, TYPE_CHECKING
 
 import msgspec
@@ -63,8 +64,8 @@ def packed(store: Store, record: Record) -> Descriptor:
     if found := store.packed_layer(diff_id, LAYER_GZIP):
         return found
     _, tar = store.layer(Digest(record.chain_id or ""))
-    with tar:
-        return store.keep_packed(diff_id, LAYER_GZIP, compressed(tar, "gzip"))
+    with tar, closing(compressed(tar, "gzip")) as pieces:
+        return store.keep_packed(diff_id, LAYER_GZIP, pieces)
 
 
 def send(store: Store, cache: Gathered, name: str) -> None:

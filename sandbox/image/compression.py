@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import IO, Literal, cast
 
 from sandbox.errors import InvalidOption
@@ -41,8 +41,12 @@ def check_level(compression: Compression | None, level: int | None) -> None:
         raise InvalidOption(f"--compression-level {level}: {compression} has {lowest} to {highest}")
 
 
-def compressed(stream: IO[bytes], compression: Compression, level: int | None = None) -> Iterator[bytes]:
-    """A tar's bytes, compressed; the same tar gives the same bytes. InvalidOption for a level it does not have."""
+def compressed(stream: IO[bytes], compression: Compression, level: int | None = None) -> Generator[bytes, None, None]:
+    """A tar's bytes, compressed; the same tar gives the same bytes. InvalidOption for a level it does not have.
+
+    Whoever may not take all of them closes it: isal's workers end with the thread that began them, and a generator that is collected
+    later, by another, would wait for them for ever.
+    """
     check_level(compression, level)
     chosen = _LEVEL if level is None else level
     return _COMPRESSORS[compression](iter(lambda: stream.read(_BLOCK), b""), chosen)
@@ -62,7 +66,7 @@ class _Collector(io.RawIOBase):
         return len(data)
 
 
-def _gzip(blocks: Iterable[bytes], level: int) -> Iterator[bytes]:
+def _gzip(blocks: Iterable[bytes], level: int) -> Generator[bytes, None, None]:
     from isal import igzip_threaded  # 15 ms, wanted only here
 
     collector = _Collector()
@@ -75,7 +79,7 @@ def _gzip(blocks: Iterable[bytes], level: int) -> Iterator[bytes]:
     yield from collector.made
 
 
-def _zstd(blocks: Iterable[bytes], level: int) -> Iterator[bytes]:
+def _zstd(blocks: Iterable[bytes], level: int) -> Generator[bytes, None, None]:
     try:
         from compression import zstd  # type: ignore[import-not-found]  # Python 3.14
     except ImportError:
@@ -90,7 +94,7 @@ def _zstd(blocks: Iterable[bytes], level: int) -> Iterator[bytes]:
     yield compressor.flush()
 
 
-def _plain(blocks: Iterable[bytes], level: int) -> Iterator[bytes]:  # noqa: ARG001 (one signature for all)
+def _plain(blocks: Iterable[bytes], level: int) -> Generator[bytes, None, None]:  # noqa: ARG001 (one signature for all)
     yield from blocks
 
 
@@ -98,4 +102,5 @@ def _processors() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-_COMPRESSORS: dict[Compression, Callable[[Iterable[bytes], int], Iterator[bytes]]] = {"none": _plain, "gzip": _gzip, "zstd": _zstd}
+_Compressor = Callable[[Iterable[bytes], int], Generator[bytes, None, None]]
+_COMPRESSORS: dict[Compression, _Compressor] = {"none": _plain, "gzip": _gzip, "zstd": _zstd}

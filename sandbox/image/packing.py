@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 
 import msgspec
 
@@ -52,8 +53,8 @@ def pack_layer(store: Store, image: Image, index: int, packing: Packing) -> Desc
         return Descriptor(LAYER_TAR, diff_id, store.snapshot(image.chain_ids[index]).tar_size)
     if found := store.packed_layer(diff_id, MEDIA_TYPES[wanted]):
         return found
-    with store.tar_stream(image, index) as tar:
-        return store.keep_packed(diff_id, MEDIA_TYPES[wanted], compressed(tar, wanted, packing.level))
+    with store.tar_stream(image, index) as tar, closing(compressed(tar, wanted, packing.level)) as pieces:
+        return store.keep_packed(diff_id, MEDIA_TYPES[wanted], pieces)
 
 
 def with_layers(image: Image, layers: Sequence[Descriptor]) -> Image:

@@ -13,26 +13,22 @@ from sandbox.errors import StepFailed
 from sandbox.runtime.container import Runtime
 from tests.support.building import GROUP, PASSWD, Workshop, fill_busybox
 from tests.support.host import requires
+from tests.support.small_disk import small_disk
 
 pytestmark = requires("root", "overlay", "userns", "tool:busybox")
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=0755", "small", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)  # the store's connection closes when it is collected
+    with small_disk(tmp_path / "disk", 16) as made:
+        yield made
 
 
 @pytest.fixture
-def workshop(tmp_path: Path, small_disk: Path) -> Iterator[Workshop]:
-    runtime = Runtime(small_disk / "store")
-    made = Workshop(small_disk, runtime)
+def workshop(tmp_path: Path, disk: Path) -> Iterator[Workshop]:
+    runtime = Runtime(disk / "store")
+    made = Workshop(disk, runtime)
     made.context = tmp_path / "context"
     made.context.mkdir()
     made.base("busybox", {"etc/passwd": PASSWD, "etc/group": GROUP}, fill=fill_busybox)

@@ -232,7 +232,8 @@ def test_copy_in_cannot_leave_the_container(engine: Engine, tmp_path: Path) -> N
     container.exec(["sh", "-c", "until [ -L /tmp/out ]; do :; done"])
     with pytest.raises(ContainerError):
         container.copy_in("/tmp/out", tar_of("canary", b"dead"))
-    container.copy_in("/tmp", tar_of(f"{'../' * 20}{str(tmp_path)[1:]}/canary", b"dead"))
+    with pytest.raises(ContainerError, match="outside of the directory"):
+        container.copy_in("/tmp", tar_of(f"{'../' * 20}{str(tmp_path)[1:]}/canary", b"dead"))
     assert canary.read_text() == "alive"
 
 

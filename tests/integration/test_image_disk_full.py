@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +17,7 @@ from sandbox.image.packing import Packing
 from tests.support import image_verify
 from tests.support.bad_registry import BadRegistry, bad_registry
 from tests.support.host import requires
+from tests.support.small_disk import fill, small_disk
 
 pytestmark = requires("root", "userns", "overlay", "tool:busybox")
 
@@ -68,29 +69,14 @@ def away(tmp_path_factory: pytest.TempPathFactory, busybox_tar: Path) -> Path:
 
 @pytest.fixture
 def ground(tmp_path: Path, away: Path) -> Iterator[Ground]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=0755", "small", disk], check=True)
-    try:
-        with bad_registry() as registry, Engine(disk / "engine") as engine:
-            made = Ground(engine, disk, away, registry)
-            engine.import_image(away / "root.tar", "app")
-            engine.tag("app", made.sent)
-            engine.run("app", ["cp", "/large", "/changed"], options=RunOptions(name="box"))
-            yield made
-            for container in engine.containers(all=True):
-                container.remove(force=True)
-    finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take all but LEFT."""
-    ballast = disk / "ballast"
-    free = os.statvfs(disk)
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - LEFT)
-    return ballast
+    with small_disk(tmp_path / "disk", 64) as disk, bad_registry() as registry, Engine(disk / "engine") as engine:
+        made = Ground(engine, disk, away, registry)
+        engine.import_image(away / "root.tar", "app")
+        engine.tag("app", made.sent)
+        engine.run("app", ["cp", "/large", "/changed"], options=RunOptions(name="box"))
+        yield made
+        for container in engine.containers(all=True):
+            container.remove(force=True)
 
 
 Act = Callable[[Ground], object]
@@ -119,7 +105,7 @@ def _export(on: Ground) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_without_space_it_is_an_error_the_store_is_what_it_was_and_with_space_it_works(ground: Ground, verb: str) -> None:
     before = ground.state
-    ballast = fill(ground.disk)
+    ballast = fill(ground.disk, but=LEFT)
     with pytest.raises((SandboxError, OSError), match=r"(?i)no space"):
         VERBS[verb](ground)
     assert image_verify.broken(ground.engine.root) == []
@@ -131,8 +117,15 @@ def test_without_space_it_is_an_error_the_store_is_what_it_was_and_with_space_it
     image_verify.verify_store(ground.engine.root)
 
 
+def test_nobody_waits_for_the_threads_of_a_push_that_failed(ground: Ground) -> None:
+    fill(ground.disk, but=LEFT)
+    with pytest.raises((SandboxError, OSError), match=r"(?i)no space"):
+        ground.engine.push(ground.sent)
+    gc.collect()  # by another thread than compressed, whose workers ended with it
+
+
 def test_what_is_copied_into_a_container_without_space_is_an_error_that_names_it(ground: Ground) -> None:
-    ballast = fill(ground.disk)
+    ballast = fill(ground.disk, but=LEFT)
     with pytest.raises(SandboxError, match="new: no space"):
         copy_in(str(ground.away / "large"), ground.engine.container("box"), "/new")
     ballast.unlink()

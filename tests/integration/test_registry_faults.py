@@ -43,6 +43,7 @@ from tests.support.bad_registry import (
 )
 from tests.support.command_line import CommandLine, wait_all
 from tests.support.host import requires
+from tests.support.small_disk import small_disk
 
 pytestmark = requires("root")
 SIZE = 3 << 20
@@ -482,11 +483,8 @@ def _grown(path: Path, size: int) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 5 MB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m,mode=0755", "small", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with small_disk(tmp_path / "small", 5) as place:
+        yield place
 
 
 def test_a_disk_that_is_full_in_the_middle(registry: BadRegistry, small: Path) -> None:

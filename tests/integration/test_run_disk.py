@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from sandbox import Engine, RunOptions, SandboxError
 from tests.support.host import requires
 from tests.support.image_verify import broken
+from tests.support.small_disk import fill, small_disk
 
 pytestmark = requires("root", "userns", "overlay", "tool:busybox")
 
@@ -19,30 +19,11 @@ pytestmark = requires("root", "userns", "overlay", "tool:busybox")
 @pytest.fixture
 def small(tmp_path: Path, busybox_tar: Path) -> Iterator[Engine]:
     """An engine on a disk of 12 MiB with a busybox in it."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m,mode=0755", "small", place], check=True)
-    try:
-        with Engine(place / "engine") as engine:
-            engine.import_image(busybox_tar, "busybox")
-            yield engine
-            for container in engine.containers(all=True):
-                container.remove(force=True)
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
-
-
-def fill(engine: Engine) -> Path:
-    """Take all that is left of the disk."""
-    ballast = engine.root.parent / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (1 << 16, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
-    return ballast
+    with small_disk(tmp_path / "disk", 12) as place, Engine(place / "engine") as engine:
+        engine.import_image(busybox_tar, "busybox")
+        yield engine
+        for container in engine.containers(all=True):
+            container.remove(force=True)
 
 
 def test_a_program_that_fills_the_disk_is_told_and_the_next_works(small: Engine) -> None:
@@ -54,7 +35,7 @@ def test_a_program_that_fills_the_disk_is_told_and_the_next_works(small: Engine)
 
 @pytest.mark.parametrize("verb", ["run", "create", "start"])
 def test_no_space_for_a_new_container_is_an_error_and_nothing_is_left(small: Engine, verb: str) -> None:
-    ballast = fill(small)
+    ballast = fill(small.root.parent)
     with pytest.raises((SandboxError, OSError), match=r"(?i)no space"):
         getattr(small, verb)("busybox", ["true"], options=RunOptions(name="one"))
     assert small.containers(all=True) == []
@@ -74,7 +55,7 @@ def test_a_log_without_space_costs_lines_but_not_the_container(small: Engine) ->
 def test_no_space_for_a_commit_leaves_no_image(small: Engine) -> None:
     done = small.run("busybox", ["sh", "-c", "head -c 3000000 /dev/urandom > /data"], options=RunOptions(name="job"))
     assert done.exit_code == 0
-    ballast = fill(small)
+    ballast = fill(small.root.parent)
     before = [row.id for row in small.images()]
     with pytest.raises((SandboxError, OSError), match=r"(?i)no space|full"):
         small.container("job").commit("job:1")
