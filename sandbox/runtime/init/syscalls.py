@@ -208,6 +208,11 @@ def openat2(dirfd: int, path: str, flags: int, *, mode: int = 0, resolve: int = 
     return _check(_call(_OPENAT2, _long(dirfd), _path(path), ctypes.c_char_p(how), _long(len(how))), path)
 
 
+def fchown(fd: int, uid: int, gid: int) -> None:
+    """fchownat(2), AT_EMPTY_PATH: also of what was opened with O_PATH, as links and special files can only be."""
+    _check(_libc.fchownat(ctypes.c_int(fd), b"", ctypes.c_uint(uid), ctypes.c_uint(gid), ctypes.c_int(AT_EMPTY_PATH)))
+
+
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> None:
     """prctl(2)."""
     _check(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(arg2), ctypes.c_ulong(arg3), ctypes.c_ulong(0), ctypes.c_ulong(0)))

@@ -289,12 +289,18 @@ class _Extraction:
             raise OSError(errno.EINVAL, f"an entry of the kind {member.type!r} cannot be unpacked")
 
     def _give_away(self, member: tarfile.TarInfo, directory: str, parent: int, name: str) -> None:
-        """The owner of what can hold no attribute: noted at its directory."""
+        """The owner of what can hold no attribute: noted at its directory. By descriptor: a program of the container may have put a file
+        that it would like to own in its place."""
         owner = member.uid, member.gid
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
-            os.chown(name, *owner, dir_fd=parent, follow_symlinks=False)
+            if stat.S_IFMT(os.fstat(fd).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+                raise OSError(errno.EAGAIN, "the container put something else in its place")
+            s.fchown(fd, *owner)
         except OSError as err:
             self._not_given(err, *owner)
+        finally:
+            os.close(fd)
         if self._notes:  # also root's: the directory's note may say that it is somebody else's
             self._links.setdefault(directory, {})[os.fsencode(name)] = owner
 
