@@ -401,11 +401,11 @@ class Container:
 
     def usage(self) -> Usage:
         """What it has used until now, its peaks included; once it has ended, of that nothing is known any more (`completed` tells)."""
-        return usage_of(self._state.facts.get("report") or {})
+        return usage_of(self._state.facts.get("report") or ())
 
     def meter(self) -> Callable[[], Usage]:
         """`usage`, to be asked often while it runs: where to look is found once."""
-        return meter(lambda: self._state.facts.get("report") or {})
+        return meter(lambda: self._state.facts.get("report") or ())
 
     def top(self) -> list[ProcessRow]:
         """Its processes; WrongState when it does not run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any  # a report is JSON
 
@@ -16,6 +16,8 @@ from sandbox.runtime.spec import Limits, Usage
 
 _OF_USAGE = ("cpu", "peak_memory", "peak_pids", "throttled")
 _TICKS = os.sysconf("SC_CLK_TCK")
+Report = Iterable[tuple[str, Any]]
+"""Pairs of a name and where its value is (cgroup.read), as a container's state has them."""
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -40,7 +42,7 @@ class ProcessRow(msgspec.Struct, frozen=True):
     command: str
 
 
-def stats_of(report: Mapping[str, Any], limits: Limits, previous: Stats | None) -> Stats:
+def stats_of(report: Report, limits: Limits, previous: Stats | None) -> Stats:
     """What a container uses now whose state says where it is told (`report`)."""
     used = cgroup.read(dict(report))
     now = time.monotonic()
@@ -51,21 +53,21 @@ def stats_of(report: Mapping[str, Any], limits: Limits, previous: Stats | None) 
     return Stats(now, cpu, percent, _int(used.get("memory")), limits.memory, _int(used.get("pids")), limits.pids)
 
 
-def usage_of(report: Mapping[str, Any]) -> Usage:
+def usage_of(report: Report) -> Usage:
     """What it has used until now, its peaks included."""
     used = reading(cgroup.read(dict(report)))
     return Usage(cpu=used.cpu, peak_memory=used.peak_memory, peak_pids=used.peak_pids, throttled=used.throttled)
 
 
-def meter(find: Callable[[], Mapping[str, Any]]) -> Callable[[], Usage]:
+def meter(find: Callable[[], Report]) -> Callable[[], Usage]:
     """`usage_of`, to be asked often: `find` gives the report, and is asked until there is one."""
     found: dict[str, Any] = {}
 
     def measure() -> Usage:
         if not found:
-            report = find()
+            report = dict(find())
             found.update({name: report[name] for name in _OF_USAGE if name in report})
-        return usage_of(found)
+        return usage_of(found.items())
 
     return measure
 

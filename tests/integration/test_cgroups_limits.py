@@ -17,6 +17,7 @@ from sandbox import errors
 from sandbox.runtime import cgroups
 from sandbox.runtime.cgroups import Cgroup, Layout
 from sandbox.runtime.init import cgroup as acts
+from sandbox.runtime.init import files
 from sandbox.runtime.spec import Limits
 from tests.support.host import requires
 from tests.support.ordinary_user import OrdinaryUser
@@ -261,7 +262,7 @@ def test_v2_group_with_processes_hands_controllers_down_once_they_moved_into_a_l
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
-        acts.write(control, f"+{offered[0]}")
+        files.write_value(control, f"+{offered[0]}")
         with pytest.raises(OSError, match="busy"):
             acts.make([], writes=[(f"{top}/cgroup.subtree_control", f"+{offered[0]}")])
         acts.make([f"{top}/leaf"], moves=[(top, f"{top}/leaf")], writes=[(f"{top}/cgroup.subtree_control", f"+{offered[0]}")])
@@ -271,7 +272,7 @@ def test_v2_group_with_processes_hands_controllers_down_once_they_moved_into_a_l
         acts.remove([top])
         child.communicate()
         if not was_on:
-            acts.write(control, f"-{offered[0]}")
+            files.write_value(control, f"-{offered[0]}")
 
 
 @requires("root")

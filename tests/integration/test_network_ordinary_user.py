@@ -351,7 +351,7 @@ def _open_in(pid: int) -> set[str]:
 
 
 def test_builds_run_in_it(say: Say, ordinary_user: OrdinaryUser) -> None:
-    context = ordinary_user.home / "context"
+    context = ordinary_user.home / "network-context"
     ordinary_user.run(["mkdir", "-p", str(context)])
     (context / "Dockerfile").write_text("FROM python\nRUN python -m pip download -q --no-deps -d /wheels six==1.16.0\n")
     done = say("build", "-q", "--network", "bridge", "-t", "built", str(context))

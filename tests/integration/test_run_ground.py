@@ -108,7 +108,7 @@ def test_one_in_a_network_serves_the_next_there_unless_that_is_gone(engine: Engi
     assert run_like_the_last(engine, busybox_image, network="bridge") == spare
     spare = init_of(engine.root / SPARES / waiting(engine))
     take_bridges_away(engine.root)
-    with engine.launch(busybox_image, ["ip", "route"], options=RunOptions(rm=True, network="bridge")) as running:
+    with engine.launch(busybox_image, ["ip", "route"], options=RunOptions(rm=True, network="bridge"))[0] as running:
         assert b"default via 10." in running.wait().stdout
     assert (running.pid == spare) == (os.geteuid() == 0)  # an ordinary user's is nested in what is gone
     engine.prune()
