@@ -20,6 +20,8 @@ from sandbox.runtime.container import engine_mark
 from sandbox.runtime.network.networks import bridge_prefix
 
 _PATIENCE = 2.0
+_RTMGRP_LINK = 1
+_LINK = "network device: v"
 _BRIDGES = "sbx"
 """How our bridges and nftables' tables begin; a link of ours is in a bridge, or called by it."""
 
@@ -32,7 +34,20 @@ def nothing_left(root: Path) -> None:
     found = left(root)
     if found and _ended([int(line.split()[1].rstrip(":")) for line in found if line.startswith("process ")]):
         found = left(root)
+    if any(line.startswith(_LINK) for line in found):
+        found = _once_links_are_gone(root)
     assert not found, "left behind:\n  " + "\n  ".join(found)
+
+
+def _once_links_are_gone(root: Path) -> list[str]:
+    """Linux takes a link away a moment after the network namespace at its other end (rtnetlink(7), RTMGRP_LINK)."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as changes:
+        changes.bind((0, _RTMGRP_LINK))
+        found = left(root)
+        while any(line.startswith(_LINK) for line in found) and select.select([changes], [], [], _PATIENCE)[0]:
+            changes.recv(1 << 16)
+            found = left(root)
+    return found
 
 
 def _ended(pids: list[int]) -> bool:
