@@ -46,7 +46,8 @@ def pack_layer(store: Store, image: Image, index: int, packing: Packing) -> Desc
     """One layer as it leaves; its bytes are what `store.described_layer` then gives. ImageError."""
     current = image.manifest.value.layers[index]
     wanted = packing.compression
-    if wanted is None or compression_of(current.media_type) == wanted or (current.media_type != LAYER_TAR and not packing.force):
+    is_received = current.media_type != LAYER_TAR or store.has_blob(current.digest)  # of layers built here there is no blob
+    if wanted is None or compression_of(current.media_type) == wanted or (is_received and not packing.force):
         return current
     diff_id = image.diff_ids[index]
     if wanted == "none":
