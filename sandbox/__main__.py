@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
@@ -27,7 +28,9 @@ def main() -> NoReturn:
 
     status = run(sys.argv[1:])
     atexit._run_exitfuncs()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # of a run that succeeded it was flushed, and told; after an error that is what counts
+            stream.flush()
     os._exit(status)  # Python would take every object apart first, for 4 ms
 
 

@@ -47,6 +47,14 @@ except OSError as err:
 """
 
 
+def _load(say: Say, user: OrdinaryUser, image: Path) -> None:
+    archive = user.home / image.name
+    shutil.copy(image, archive)
+    archive.chmod(0o644)
+    assert say("load", "-i", str(archive)).returncode == 0
+    archive.unlink()
+
+
 @pytest.fixture(scope="module")
 def say(ordinary_user: OrdinaryUser, packages: Path, python_tar: Path) -> Iterator[Say]:
     """`sandbox WORDS…` as that user, with the captured Python as the image `python`; `only`: the one helper program that is installed."""
@@ -57,12 +65,8 @@ def say(ordinary_user: OrdinaryUser, packages: Path, python_tar: Path) -> Iterat
         env = {"PYTHONPATH": str(packages), "SANDBOX_ROOT": str(root), **({"PATH": str(programs[only])} if only else {})}
         return ordinary_user.run(["/usr/bin/python3", "-m", "sandbox", *words], env=env)
 
-    archive = ordinary_user.home / "python.tar"
-    shutil.copy(python_tar, archive)
-    archive.chmod(0o644)
-    assert run("load", "-i", str(archive)).returncode == 0
+    _load(run, ordinary_user, python_tar)
     assert run("tag", "localhost/python", "python").returncode == 0
-    archive.unlink()
     yield run
     assert run("ps", "-aq").stdout == ""
     _gone(run, ordinary_user)
@@ -367,10 +371,7 @@ def test_a_user_without_subordinate_ids_has_networks_too(python_tar: Path) -> No
         def run(*words: str) -> subprocess.CompletedProcess[str]:
             return user.run(["/usr/bin/python3", "-m", "sandbox", *words], env=env)
 
-        archive = user.home / "python.tar"
-        shutil.copy(python_tar, archive)
-        archive.chmod(0o644)
-        assert run("load", "-i", str(archive)).returncode == 0
+        _load(run, user, python_tar)
         assert run("tag", "localhost/python", "python").returncode == 0
         run("network", "create", "lab")
         _serve(run, user, None, "--network", "lab")

@@ -40,6 +40,7 @@ from tests.support.bad_registry import (
     held,
     layer_of,
     status,
+    verified_engine,
 )
 from tests.support.command_line import CommandLine, wait_all
 from tests.support.host import requires
@@ -62,10 +63,8 @@ def registry() -> Iterator[BadRegistry]:
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     """An empty engine; at the end its store is whole."""
-    with Engine(tmp_path / "engine") as made:
+    with verified_engine(tmp_path / "engine") as made:
         yield made
-        made.prune()
-    image_verify.verify_store(tmp_path / "engine")
 
 
 def pull(

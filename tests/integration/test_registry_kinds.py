@@ -22,8 +22,7 @@ from sandbox.image.packing import Packing
 from sandbox.image.registry.access import Terms
 from sandbox.image.registry.wire import Patience
 from sandbox.image.store import Store
-from tests.support import image_verify
-from tests.support.bad_registry import BadRegistry, bad_registry, digest_of, gone, held, layer_of
+from tests.support.bad_registry import BadRegistry, bad_registry, digest_of, gone, held, layer_of, verified_engine
 from tests.support.command_line import CommandLine, command_line
 from tests.support.host import requires
 
@@ -63,10 +62,8 @@ def registry() -> Iterator[BadRegistry]:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    with Engine(tmp_path / "engine") as made:
+    with verified_engine(tmp_path / "engine") as made:
         yield made
-        made.prune()
-    image_verify.verify_store(tmp_path / "engine")
 
 
 def is_here(engine: Engine, name: str, tars: Sequence[bytes] = TARS) -> bool:

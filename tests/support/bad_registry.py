@@ -17,8 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from random import Random
 from typing import Any  # a manifest's JSON
+
+from sandbox.engine import Engine
+from tests.support import image_verify
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -184,6 +188,15 @@ def layer_of(name: str, size: int, seed: int = 0) -> bytes:
         info.size = size
         tar.addfile(info, io.BytesIO(Random(seed).randbytes(size)))
     return out.getvalue()
+
+
+@contextmanager
+def verified_engine(root: Path) -> Iterator[Engine]:
+    """An empty engine to stand it; at the end its store is whole."""
+    with Engine(root) as engine:
+        yield engine
+        engine.prune()
+    image_verify.verify_store(root)
 
 
 @contextmanager
