@@ -12,6 +12,7 @@ import pytest
 from sandbox.engine import Engine
 from tests.support.host import requires
 from tests.support.kernel import Kernel, started_kernel
+from tests.support.leftovers import nothing_left
 from tests.support.networked import where_bridges_are
 
 pytestmark = [
@@ -37,6 +38,8 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     with started_kernel("python3", root, directory, env={"SANDBOX_ROOT": str(root)}) as (_, opened):
         assert not [each for each in opened.run("%load_ext sandbox") if each["type"] == "error"]
         yield opened
+        assert not [each for each in opened.run("%container network prune -f") if each["type"] == "error"]
+    nothing_left(root)
 
 
 def test_build_then_run(kernel: Kernel) -> None:
@@ -112,7 +115,7 @@ def test_a_cell_on_a_short_list_says_what_it_was_denied(kernel: Kernel) -> None:
     queue = json.loads(where_bridges_are(kernel.root, "ip", "-j", "link", "show", link))
     assert queue[0]["qdisc"] == "tbf"
     kernel.run("held.remove()")
-    assert "bridge" not in kernel.text("%container network prune -f")  # the default one stays; nothing of it on this machine
+    assert "bridge" not in kernel.text("%container network prune -f")  # the default one stays (what it had on this machine goes)
 
 
 def test_failed_step_shows_its_cell_line_and_output(kernel: Kernel) -> None:

@@ -104,7 +104,8 @@ def state(user: OrdinaryUser) -> Path:
 
 def others_files(user: OrdinaryUser) -> list[str]:
     """What in the user's state directory is not the user's."""
-    found = subprocess.run(["find", state(user), "!", "-uid", str(user.uid)], capture_output=True, text=True, check=True)
+    command = ["find", state(user), "-ignore_readdir_race", "!", "-uid", str(user.uid)]  # the next container's files come and go
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
     return found.stdout.split()
 
 
