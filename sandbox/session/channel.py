@@ -6,10 +6,12 @@ import json
 import mmap
 import select
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any  # frames are JSON
 
 from sandbox.session.inside.sandbox_runner.frames import HEADER, LARGEST_BUFFERS, LARGEST_JSON, split_buffers
+from sandbox.session.interrupts import Interrupts
 from sandbox.session.runners import Encode, as_frame
 
 Frame = dict[str, Any]
@@ -20,6 +22,8 @@ _LARGEST_UNASKED = 64 << 20
 _PATIENCE, _PATIENCE_WITH_BUFFERS = 2.0, 30.0
 """Seconds in which a runner has to take a byte of what it is sent: a message by itself finds room in the socket, unless nobody
 ever read the ones before."""
+_LOOK = 0.1
+"""Seconds between two looks whether the one who waits was interrupted."""
 
 
 class _Large:
@@ -51,6 +55,8 @@ class Channel:
         self._end = end
         self._on_frame = on_frame
         self._encode = encode
+        self.interrupts = Interrupts()
+        """Of whoever runs a cell."""
         self._data = bytearray()
         self._taken = 0
         """Bytes at the beginning of the data that belong to frames which were passed on."""
@@ -73,31 +79,36 @@ class Channel:
         if self.broken:
             return
         try:
-            for piece in self._encode(message, buffers):
-                self._send(memoryview(piece).cast("B"), _PATIENCE_WITH_BUFFERS if buffers else _PATIENCE)
+            with self.interrupts.held:
+                for piece in self._encode(message, buffers):
+                    self._send(memoryview(piece).cast("B"), _PATIENCE_WITH_BUFFERS if buffers else _PATIENCE)
         except (BrokenPipeError, ConnectionResetError):
             self.broken = self.broken or "the interpreter is gone"
         except TimeoutError:
             self.broken = self.broken or "the interpreter does not listen"
-        except KeyboardInterrupt:
-            self.broken = self.broken or "interrupted in the middle of what it was sent"
-            raise
 
     def _send(self, data: memoryview, patience: float) -> None:
-        """All of it; TimeoutError when nothing of it is taken for so long."""
+        """All of it; TimeoutError when nothing of it is taken for so long. An interrupt waits for the end of the message, but not for
+        somebody who takes nothing."""
         free = select.poll()
         free.register(self._end, select.POLLOUT)
-        while data:
+        blocked = None
+        while data and not self.broken:
             try:
                 data = data[self._end.send(data, socket.MSG_DONTWAIT) :]
+                blocked = None
             except BlockingIOError:
-                if not free.poll(patience * 1000):
+                blocked = blocked or time.monotonic()
+                if self.interrupts.came:
+                    self.broken = "interrupted in the middle of what it was sent"
+                elif not free.poll(_LOOK * 1000) and time.monotonic() >= blocked + patience:
                     raise TimeoutError from None
 
     def read(self) -> None:
         """The socket is readable: take what there is, and pass on every frame that is whole."""
         try:
-            received = self._large.receive(self._end) if self._large else self._receive()
+            with self.interrupts.held:
+                received = self._large.receive(self._end) if self._large else self._receive()
         except BlockingIOError:
             return
         except ConnectionResetError:

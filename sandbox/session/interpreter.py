@@ -80,6 +80,7 @@ class Interpreter:
     ) -> None:
         self.container_id = container_id
         self._is_closed = False
+        self._ended_for = ""
         self._running = running
         self._measure = measure
         self._used = 0.0
@@ -111,9 +112,9 @@ class Interpreter:
         self._channel.close()
 
     def close_ended(self, front: Front) -> str:
-        """Close it after it has ended by itself. Why it did; empty when that is not known, or when a cell has told it."""
+        """Close it after it has ended. Why it did; empty when that is not known, or when a cell has told it."""
         done = None if self._is_closed else self._end(front)
-        return done.reason if done is not None else ""
+        return done.reason if done is not None else self._ended_for
 
     def forget(self) -> None:
         """A fresh namespace."""
@@ -150,11 +151,12 @@ class Interpreter:
             raise InvalidInput(f"--in, --out-var: not for {self._runner.name}", hint="files in a volume can be read by both sides")
         self._front, self._done, self._allowance, self._began = front, None, Allowance(), time.monotonic()
         try:
-            self._send(cell, front, keep)
-            if not self._running.serve(front.write, self._is_over, timeout=timeout) and self.alive:
-                self._interrupt(front, keep)
-                return CellOutcome("timeout", 124, seconds=timeout or 0.0, usage=self._usage(timeout or 0.0))
-            return self._outcome(cell, front, keep)
+            with self._channel.interrupts:
+                self._send(cell, front, keep)
+                if self._running.serve(front.write, self._is_over, timeout=timeout) or not self.alive:
+                    return self._outcome(cell, front, keep)
+            self._interrupt(front, keep)
+            return CellOutcome("timeout", 124, seconds=timeout or 0.0, usage=self._usage(timeout or 0.0))
         except KeyboardInterrupt:
             self._interrupt(front, keep)
             raise
@@ -267,6 +269,8 @@ class Interpreter:
             sent = True
             self._running.serve(front.write, self._is_over, timeout=_PATIENCE[0])
         if self._done is None or not keep or (sent and self._runner.signalled and not self._is_quiet(front)):
+            if not self._running.ended:
+                self._ended_for = self._channel.broken or "did not end when it was interrupted"
             self._end(front)
 
     def _is_quiet(self, front: Front) -> bool:

@@ -118,6 +118,23 @@ def test_interrupt_raises_inside_ends_children_and_keeps_variables(session: Sess
     assert run(session, "kept")[1] == [("display", {"text/plain": "2"})]
 
 
+def test_a_cell_that_does_not_stop_is_ended_and_the_next_one_says_so(session: Session) -> None:
+    front = Recorder()
+
+    def interrupt() -> None:
+        front.first.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    waiting = threading.Thread(target=interrupt)
+    waiting.start()
+    stubborn = "import time\nprint('on')\nwhile True:\n    try:\n        time.sleep(1000)\n    except KeyboardInterrupt:\n        pass"
+    with pytest.raises(KeyboardInterrupt):
+        run(session, stubborn, front)
+    waiting.join()
+    said = "session s: did not end when it was interrupted; starts afresh, without variables\n"
+    assert run(session, "1")[1] == [("stderr", said), ("display", {"text/plain": "1"})]
+
+
 def test_memory_limit_is_told_and_the_next_cell_starts_afresh_with_one_warning(session: Session) -> None:
     run(session, "x = 1")
     outcome, _ = run(session, "x = bytearray(1 << 30)")
