@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import contextvars
 import html
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from uuid import uuid4
 
 from magics.display import GREY, METADATA, RED, Bundle, Mode, Publish, seconds_text, size_text
-from sandbox.build.events import BuildDone, BuildEvent, BuildStarted, BuildWarning, StepDone, StepError, StepOutput, StepStarted
+from magics.live import LiveOutput, Made
+from magics.transfers import ended_line, transfer_html, transfer_lines
+from sandbox.build.events import (
+    BuildDone,
+    BuildEvent,
+    BuildStarted,
+    BuildWarning,
+    PullProgress,
+    StepDone,
+    StepError,
+    StepOutput,
+    StepStarted,
+)
 from sandbox.cli.progress import last_state
+from sandbox.cli.transferring import TransferView
+from sandbox.image.registry.progress import TransferStarted, TransferWarning
 
 
 @dataclass
@@ -50,6 +62,9 @@ class BuildView:
     warnings: list[BuildWarning] = field(default_factory=list)
     done: BuildDone | None = None
     size: int | None = None
+    pull: TransferView = field(default_factory=TransferView)
+    """The image that is brought now, before the steps; those that have come: `pulled`."""
+    pulled: list[str] = field(default_factory=list)
 
     def see(self, event: BuildEvent) -> None:
         """Take one event in."""
@@ -84,7 +99,17 @@ class BuildView:
             return f"✓ {name} · {short_id(self.done.id)} · " + " · ".join([*counts, size_text(made), seconds_text(self.done.seconds)])
         if failed := self.failed:
             return f"✗ step {failed.index} of {self.total} failed · " + " · ".join([*counts[1:], seconds_text(failed.seconds)])
+        if not self.total:
+            return "… an image is brought"
         return f"… step {max(self.rows, default=0)} of {self.total} · {counts[1]}"
+
+
+def _see_pull(view: BuildView, event: PullProgress) -> None:
+    view.pull.see(event.transfer)
+    if isinstance(event.transfer, TransferWarning):
+        view.warnings.append(BuildWarning(event.transfer.message))
+    elif view.pull.end:
+        view.pulled.append(ended_line(view.pull))
 
 
 def _see_started(view: BuildView, event: BuildStarted) -> None:
@@ -120,6 +145,7 @@ def _see_end(view: BuildView, event: BuildDone) -> None:
 
 
 _SEE: dict[type, Callable[[BuildView, Any], None]] = {  # Any: each function takes the event of its row
+    PullProgress: _see_pull,
     BuildStarted: _see_started,
     StepStarted: _see_step,
     StepOutput: _see_output,
@@ -163,7 +189,7 @@ _WIDEST = 100
 
 def build_text(view: BuildView) -> str:
     """The build as text: a head line, then one line a step."""
-    lines = [view.summary()]
+    lines = [view.summary(), *(f"  {line}" for line in (*view.pulled, *transfer_lines(view.pull)))]
     if view.earlier:
         lines.append(f"  {view.earlier} step{'' if view.earlier == 1 else 's'} of earlier cells (goes on from {familiar(view.continues or '')})")
     for row in view.own_rows:
@@ -183,9 +209,9 @@ def build_html(view: BuildView) -> str:
         rows = f'<tr><td colspan="4" style="{_CELL}{GREY}">{html.escape(earlier)}</td></tr>' + rows
     warnings = "".join(f'<div style="{GREY}">warning: {html.escape(_warning(view, each))}</div>' for each in view.warnings)
     table = f'<table style="border-collapse:collapse;margin:0;font-size:inherit">{rows}</table>'
-    return (
-        f'<div class="sandbox-build" style="font-family:var(--jp-code-font-family,monospace);font-size:90%">{head}{table}{warnings}</div>'
-    )
+    pulled = "".join(f'<div style="{GREY}">{html.escape(line)}</div>' for line in view.pulled) + transfer_html(view.pull)
+    style = "font-family:var(--jp-code-font-family,monospace);font-size:90%"
+    return f'<div class="sandbox-build" style="{style}">{head}{pulled}{table}{warnings}</div>'
 
 
 _CELL = "text-align:left;padding:1px 12px 1px 0;border:0;background:none;vertical-align:top;white-space:nowrap;"
@@ -223,69 +249,55 @@ class BuildDisplay:
         self.view = view
         self._mode = mode
         self._publish = publish
-        self._interval = interval
-        self._id = uuid4().hex if mode == "live" else None
-        self._is_there = False
+        self._live = LiveOutput(publish, self._made, interval=interval) if mode == "live" else None
         self._lock = threading.Lock()
-        self._changed = threading.Event()
-        self._ended = threading.Event()
 
     def see(self, event: BuildEvent) -> None:
         """Take one event in; called from whichever thread builds."""
         with self._lock:
             self.view.see(event)
-        self._changed.set()
+        if self._live:
+            self._live.changed()
         if self._mode == "plain":
             _print_plain(event)
 
     @contextmanager
     def showing(self) -> Iterator[None]:
         """Show until the block ends, however it ends; afterwards the final table stands."""
-        if self._mode != "live":
-            try:
-                yield
-            finally:
-                self._show_end()
-            return
-        # The front end finds the cell of an output by a context variable: the thread needs this one's.
-        ticker = threading.Thread(target=contextvars.copy_context().run, args=(self._tick,), name="build-display", daemon=True)
-        ticker.start()
+        if self._live:
+            self._live.start()
         try:
             yield
         finally:
-            self._ended.set()
-            ticker.join()
-            self._show()
+            if self._live:
+                self._live.stop()
+            else:
+                self._show_end()
 
-    def _tick(self) -> None:
-        """At most ten updates a second, and none without news."""
-        while not self._ended.wait(self._interval):
-            if self._changed.is_set():
-                self._changed.clear()
-                self._show()
-
-    def _show(self) -> None:
-        """The first time a new output, then in its place; nothing before the build has begun."""
-        if not self.view.total:
-            return
+    def _made(self) -> Made | None:
+        """Nothing before the build has begun."""
         with self._lock:
-            data, metadata = {"text/plain": build_text(self.view), "text/html": build_html(self.view)}, build_metadata(self.view)
-        self._publish(data, metadata, self._id, self._is_there)
-        self._is_there = True
+            if not (self.view.total or self.view.pull.title):
+                return None
+            return {"text/plain": build_text(self.view), "text/html": build_html(self.view)}, build_metadata(self.view)
 
     def _show_end(self) -> None:
         if self._mode == "quiet":
             if self.view.done:
                 print(self.view.done.id)
-        elif self._mode == "plain" and self.view.total:
-            print(build_text(self.view))
-        else:
-            self._show()
+        elif self._mode == "plain":
+            if self.view.total:
+                print(build_text(self.view))
+        elif (made := self._made()) is not None:
+            self._publish(*made, None, False)
 
 
 def _print_plain(event: BuildEvent) -> None:
     """One line an event, as docker's --progress plain."""
-    if isinstance(event, StepStarted):
+    if isinstance(event, PullProgress):
+        if isinstance(event.transfer, TransferStarted):
+            print(f"pulling {event.transfer.name}")
+    elif isinstance(event, StepStarted):
         print(f"#{event.index} [{event.stage} {event.index}/{event.total}] {event.text}")
     elif isinstance(event, StepOutput):
         print("".join(f"#{event.index} {line}\n" for line in event.data.decode(errors="replace").splitlines()), end="")

@@ -143,7 +143,7 @@ class SandboxMagics(Magics):
         with shown_plainly():
             words = self._notebook.words(join_continuations(line, "")[0])
             own = self._own_verbs.get(words[0]) if words else None
-            return own(words[1:]) if own else run_verb(words)
+            return own(words[1:]) if own else run_verb(words, self._notebook.transfers())
 
     def _build(self, cell: BuildCell, magic: str, line: str) -> None:
         if cell.help:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from msgspec.structs import replace
@@ -16,8 +16,12 @@ from magics import display
 from magics.cells import CellOptions
 from magics.output import Area, HeldArea, LiveArea, Name, OutputStreams
 from magics.words import Namespace, split_line
+from sandbox.cli.pulling import OnDemandFace
 from sandbox.errors import InvalidInput, InvalidOption
 from sandbox.options import RunOptions
+
+if TYPE_CHECKING:
+    from sandbox.cli.transferring import TransferFace
 
 
 class Notebook:
@@ -94,6 +98,19 @@ class Notebook:
     def mode(self, progress: str = "auto") -> display.Mode:
         """How what changes is shown here."""
         return display.choose_mode(progress, in_kernel=self._kernel is not None, environ=os.environ)
+
+    def transfers(self) -> Callable[[], TransferFace] | None:
+        """What makes the displays of pulls and pushes; None where they are lines, as on a terminal."""
+        mode = self.mode()
+        if mode == "plain":
+            return None
+        from magics.transfers import NotebookTransfer  # only a transfer needs it
+
+        return lambda: NotebookTransfer(mode, self.publish)
+
+    def pulling(self) -> OnDemandFace:
+        """For a cell whose image may have to be pulled; to be used as a context manager."""
+        return OnDemandFace(make=self.transfers())
 
     def may_ask(self) -> bool:
         """Whether the front end can ask the person: a terminal can, a notebook says so with each cell."""

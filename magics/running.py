@@ -53,7 +53,8 @@ class Cells:
 
     def _choose(self, engine: Engine, cell: RunCell) -> tuple[Image, ImageFacts, Invocation]:
         """The image, and who reads the body."""
-        image = engine.image(cell.image)
+        with self._notebook.pulling() as face:
+            image = engine.wanted_image(cell.image, cell.options.pull, on_transfer=face)
         facts = image_facts(engine, image, cell.image)
         invocation = choose(
             cell.body,

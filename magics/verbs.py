@@ -6,12 +6,15 @@ import html
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import starmap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from magics.display import say
-from sandbox.cli.formatting import Facts, LayerForest, Lines, Table, Told
+from sandbox.cli.formatting import Caller, Facts, LayerForest, Lines, Table, Told
 from sandbox.cli.templates import go_json
 from sandbox.errors import ContainerError
+
+if TYPE_CHECKING:
+    from sandbox.cli.transferring import TransferFace
 
 _CELL = "text-align:left;padding:1px 14px 1px 0;white-space:nowrap"
 
@@ -109,10 +112,11 @@ def _help_line(name: str, help: str) -> str:
 OWN = {"sessions": "List the sessions of this notebook", "reset": "End sessions: their variables and files go"}
 
 
-def run_verb(words: Sequence[str]) -> object:
+def run_verb(words: Sequence[str], transfers: Callable[[], TransferFace] | None = None) -> object:
     """Run a verb: what it has to tell as an object, None when it only printed. The last one when it tells of several things.
 
-    `--json` makes JSON of whatever it tells. Raises the verb's own error; ContainerError when its exit status is not 0 (it has said why).
+    `--json` makes JSON of whatever it tells; `transfers` makes what shows a pull or push. Raises the verb's own error; ContainerError
+    when its exit status is not 0 (it has said why).
     """
     from sandbox.cli import run
 
@@ -121,7 +125,7 @@ def run_verb(words: Sequence[str]) -> object:
         return None
     told: list[Told] = []
     as_json = "--json" in words and words[0] not in PASSES_FLAGS_ON
-    code = run([word for word in words if not as_json or word != "--json"], take=told.append)
+    code = run([word for word in words if not as_json or word != "--json"], caller=Caller(told.append, transfers))
     found = [_JSON[type(each)](each) if as_json else each for each in told]
     objects = [_OBJECTS[type(each)](each) for each in found]
     if code:

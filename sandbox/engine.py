@@ -163,6 +163,7 @@ class Engine:
         everything gets.
         """
         from sandbox.build.builder import Builder  # the parser costs every other verb 15 ms
+        from sandbox.build.events import PullProgress
         from sandbox.build.request import BuildRequest, read_dockerfile, with_epoch
         from sandbox.build.settings import Settings
 
@@ -181,8 +182,9 @@ class Engine:
             settings=settings or Settings(),
             now=now(os.environ),
         )
-        find = cache(lambda name: self._transfers.wanted(name, request.settings.pull, lambda: self._store.find(name)))
-        return Builder(self._store, self._runtime, on_event or _ignore_event, find).build(request)
+        tell = on_event or _ignore_event
+        find = cache(lambda name: self.wanted_image(name, request.settings.pull, on_transfer=lambda event: tell(PullProgress(event))))
+        return Builder(self._store, self._runtime, tell, find).build(request)
 
     def export_image(
         self, image: Image, outputs: Sequence[Output], *, tags: Sequence[str] = (), stdout: IO[bytes] | None = None
@@ -315,6 +317,11 @@ class Engine:
     def ensure_image(self, name: str, policy: PullPolicy = "missing", *, on_event: OnTransfer | None = None) -> Image:
         """The image of this name, pulled when it is missing (`always`: in any case). ImageNotFound, RegistryError."""
         return self._transfers.ensure(name, policy, on_event=on_event)
+
+    def wanted_image(self, name: str, policy: str | None = None, *, on_transfer: OnTransfer | None = None) -> Image:
+        """The image as `run` and `build` take it, pulled when --pull says so; without a policy only when it is missing and its name has a
+        registry. ImageNotFound, RegistryError."""
+        return self._transfers.wanted(name, policy, lambda: self._store.find(name), on_transfer)
 
     def login(self, registry: str, user: str, password: str, *, terms: Terms | None = None) -> str:
         """Try a name and password, and keep them; where they are kept. Unauthorized, RegistryError."""

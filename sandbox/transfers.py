@@ -82,20 +82,20 @@ class Transfers:
                     raise
         return self.pull(name, platform=platform, all_tags=False, terms=terms, on_event=on_event)[0].image
 
-    def wanted(self, image: str | Image, policy: str | None, make: Callable[[], Made]) -> Made:
+    def wanted(self, image: str | Image, policy: str | None, make: Callable[[], Made], on_event: OnTransfer | None = None) -> Made:
         """What `make` makes of an image, pulled first when that is asked for. Without a policy only what names its registry is
         pulled, and only when it is missing. ImageNotFound, RegistryError."""
         if not isinstance(image, str) or policy == "never":
             return make()
         if policy == "always":
-            self.ensure(image, "always")
+            self.ensure(image, "always", on_event=on_event)
             return make()
         try:
             return make()
         except ImageNotFound:
             if is_local_name(image) or (policy is None and Reference.parse(image).registry == DEFAULT_REGISTRY):
                 raise
-        self.ensure(image, "missing")
+        self.ensure(image, "missing", on_event=on_event)
         return make()
 
     def copy(

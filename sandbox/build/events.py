@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from sandbox.image.registry.progress import TransferEvent
+
 
 class BuildStarted(msgspec.Struct, frozen=True):
     """The plan is made: `total` steps in `stages` (only what the target needs, in the order they are built)."""
@@ -96,5 +98,12 @@ class BuildDone(msgspec.Struct, frozen=True):
     cached: int
 
 
-BuildEvent = BuildStarted | StepStarted | StepOutput | StepDone | StepError | BuildWarning | BuildDone
+class PullProgress(msgspec.Struct, frozen=True):
+    """An image that the Dockerfile names is brought from its registry, before the steps begin. Told by the threads that bring it, while
+    the one that builds waits."""
+
+    transfer: TransferEvent
+
+
+BuildEvent = PullProgress | BuildStarted | StepStarted | StepOutput | StepDone | StepError | BuildWarning | BuildDone
 OnEvent = Callable[[BuildEvent], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +18,7 @@ import click
 from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
-    from sandbox.cli.formatting import Told
+    from sandbox.cli.formatting import Caller
 
 PROGRAM = "sandbox"
 ENGINE_ERROR, USAGE_ERROR, INTERRUPTED = 125, 1, 130
@@ -277,19 +277,19 @@ def program() -> LazyGroup:
     )
 
 
-def run(argv: Sequence[str], *, take: Callable[[Told], None] | None = None) -> int:
+def run(argv: Sequence[str], *, caller: Caller | None = None) -> int:
     """Run the command line; the process's exit status. Every error becomes text on stderr here and nowhere else.
 
-    `take` gets the tables and objects that would else be printed (a notebook shows them its own way); then errors are raised, too.
+    `caller` gets the tables and objects that would else be printed (a notebook shows them its own way); then errors are raised, too.
     """
     from sandbox.cli import failures
 
     try:
-        result = program().main(args=list(argv), prog_name=_program_name(), standalone_mode=False, obj=take)
+        result = program().main(args=list(argv), prog_name=_program_name(), standalone_mode=False, obj=caller)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.UsageError as err:
-        if take is not None:
+        if caller is not None:
             raise failures.as_invalid(err) from err
         return failures.show_usage_error(err)
     except (click.Abort, KeyboardInterrupt):
@@ -297,12 +297,12 @@ def run(argv: Sequence[str], *, take: Callable[[Told], None] | None = None) -> i
     except BrokenPipeError:
         return _reader_gone()
     except SandboxError as err:
-        if take is not None:
+        if caller is not None:
             raise
         return failures.show_error(err, argv)
     except OSError as err:
         found = SandboxError(failures.system_text(err))
-        if take is not None:
+        if caller is not None:
             raise found from err
         return failures.show_error(found, argv)
 

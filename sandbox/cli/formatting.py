@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import click
 import msgspec
 
 from sandbox.cli.templates import Template, go_json
+
+if TYPE_CHECKING:
+    from sandbox.cli.transferring import TransferFace
 
 Item = TypeVar("Item")
 _MINIMUM, _GAP = 10, 3  # docker's tabwriter
@@ -76,16 +79,23 @@ Told = Table | Facts | Lines
 """What a verb has to say, when it is more than a remark."""
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """Who calls `sandbox.cli.run` in this process, a notebook say: `take` gets what would else be printed, `transfers` makes what shows
+    a pull or push (None: lines on stderr)."""
+
+    take: Callable[[Told], None]
+    transfers: Callable[[], TransferFace] | None = None
+
+
 def is_taken() -> bool:
     """Whether the caller is in this process and takes what is told as objects."""
-    return callable(_taker())
+    return caller_here() is not None
 
 
 def show(told: Told) -> None:
     """Give it to whoever called `run` in this process and asked for objects, else print it."""
-    take = _taker()
-    if callable(take):
-        take(told)
+    if caller := caller_here():
+        caller.take(told)
         return
     for line in text_lines(told):
         click.echo(line)
@@ -98,9 +108,11 @@ def text_lines(told: Told) -> Sequence[str]:
     return (told.text,) if isinstance(told, Facts) else told.lines
 
 
-def _taker() -> object:
+def caller_here() -> Caller | None:
+    """Who called in this process and takes what there is to tell; None for a command line."""
     ctx = click.get_current_context(silent=True)
-    return ctx.find_root().obj if ctx else None
+    caller = ctx.find_root().obj if ctx else None
+    return caller if isinstance(caller, Caller) else None
 
 
 class Listing(Generic[Item]):
@@ -186,6 +198,13 @@ def time_text(moment: datetime | None) -> str:
         return "N/A"
     local = moment.astimezone()
     return local.strftime("%Y-%m-%d %H:%M:%S %z %Z")
+
+
+def seconds_text(seconds: float) -> str:
+    """`0.4 s`, `12.0 s`, `3 min 5 s`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
 def size_text(size: float, precision: int = 3) -> str:

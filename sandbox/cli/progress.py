@@ -11,8 +11,20 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import msgspec
 
-from sandbox.build.events import BuildDone, BuildEvent, BuildStarted, BuildWarning, StepDone, StepError, StepOutput, StepStarted
-from sandbox.cli.formatting import short_id, size_text
+from sandbox.build.events import (
+    BuildDone,
+    BuildEvent,
+    BuildStarted,
+    BuildWarning,
+    PullProgress,
+    StepDone,
+    StepError,
+    StepOutput,
+    StepStarted,
+)
+from sandbox.cli.formatting import seconds_text, short_id, size_text
+from sandbox.cli.transferring import QuietTransferFace, TransferFace, TransferView, bars, end_text
+from sandbox.image.registry.progress import TransferWarning
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -21,13 +33,6 @@ if TYPE_CHECKING:
 _SHOWN_LINES = 6
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-_]")
 Step = StepStarted | StepDone | StepError
-
-
-def seconds_text(seconds: float) -> str:
-    """`0.4 s`, `12.0 s`, `3 min 5 s`."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
 class Lines:
@@ -86,7 +91,12 @@ class QuietFace(Face):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self.handlers = {BuildWarning: lambda event: self.write(warning_text(event))}
+        self.handlers = {BuildWarning: lambda event: self.write(warning_text(event)), PullProgress: shown_pull(QuietTransferFace(stream))}
+
+
+def shown_pull(face: TransferFace) -> Callable[[PullProgress], None]:
+    """How a pull that comes before the steps is shown."""
+    return lambda event: face(event.transfer)
 
 
 def warning_text(event: BuildWarning) -> str:
@@ -103,12 +113,13 @@ class JsonFace(Face):
 
     def __call__(self, event: BuildEvent) -> None:
         """Called by the builder."""
-        fields = msgspec.structs.asdict(event)
-        if isinstance(event, StepOutput):
-            fields["data"] = event.data.decode("utf-8", "backslashreplace")
+        told = event.transfer if isinstance(event, PullProgress) else event
+        fields = msgspec.structs.asdict(told)
+        if isinstance(told, StepOutput):
+            fields["data"] = told.data.decode("utf-8", "backslashreplace")
         import json
 
-        self.write(json.dumps({"time": round(self._clock(), 6), "event": _snake(type(event).__name__), **fields}))
+        self.write(json.dumps({"time": round(self._clock(), 6), "event": _snake(type(told).__name__), **fields}))
 
 
 def _snake(name: str) -> str:
@@ -133,6 +144,7 @@ class PlainFace(Face):
         self._several = False
         self._running: dict[int, _Running] = {}
         self.handlers = {
+            PullProgress: shown_pull(TransferFace(stream)),
             BuildStarted: self._plan,
             StepStarted: self._start,
             StepOutput: self._output,
@@ -202,9 +214,11 @@ class TerminalFace(Face):
         self._rows: list[Step] = []
         self._several = False
         self._running: dict[int, _Running] = {}
+        self._pulled = TransferView()
         self._is_over = False
         self._live: Live = RichLive(console=self._console, get_renderable=self.render, refresh_per_second=8, transient=True)
         self.handlers = {
+            PullProgress: self._pull,
             BuildStarted: self._plan,
             StepStarted: self._start,
             StepOutput: self._output,
@@ -230,6 +244,13 @@ class TerminalFace(Face):
     def _plan(self, event: BuildStarted) -> None:
         self._several = len(event.stages) > 1
 
+    def _pull(self, event: PullProgress) -> None:
+        self._pulled.see(event.transfer)
+        if isinstance(event.transfer, TransferWarning):
+            self._console.print(f"warning: {event.transfer.message}", style="yellow", markup=False)
+        elif self._pulled.end:
+            self._console.print(f"{self._pulled.title}: {end_text(self._pulled.end)}", markup=False)
+
     def _start(self, event: StepStarted) -> None:
         self._running[event.index] = _Running(self._clock())
         self._rows.append(event)
@@ -254,6 +275,8 @@ class TerminalFace(Face):
         """The view now: as many of the last rows as the screen has room for, then the running step's lines."""
         from rich.console import Group
 
+        if self._pulled.is_running:
+            return Group(self._pulled.title, bars(self._pulled, self._console.size.height - 3))
         at_work = [row for row in self._rows if isinstance(row, StepStarted)]
         shares = [(row, self._recent(row, max(1, _SHOWN_LINES // len(at_work)))) for row in at_work]
         room = max(1, self._console.size.height - sum(1 + len(lines) for _, lines in shares) - 1)

@@ -16,12 +16,13 @@ from sandbox.cli.completing import complete_containers, complete_images
 from sandbox.cli.flags import Converted, given, verb
 from sandbox.cli.formatting import is_taken
 from sandbox.cli.invocation import each, engine, starting_engine, write_bytes
+from sandbox.cli.pulling import OnDemandFace, quiet_face
 from sandbox.cli.terminal import ATTACHED, Manner, SignalProxy, Stdio, followed_window, parse_detach_keys
 from sandbox.errors import InvalidOption
 from sandbox.options import RUN, RunOptions, parse_env_file, with_environment
 
 if TYPE_CHECKING:
-    from sandbox.engine import Completed, Container, Handling, Running
+    from sandbox.engine import Completed, Container, Engine, Handling, Running
 
 _FD = {"stdout": 1, "stderr": 2}
 _EXEC = [row for row in RUN if row.field in ("detach", "interactive", "tty", "env", "env_file", "workdir", "user")]
@@ -34,6 +35,7 @@ detach_keys_option = click.option(
 sig_proxy_option = click.option(
     "--sig-proxy/--no-sig-proxy", default=True, show_default=True, help="Pass signals on to the program; else Ctrl-C leaves it running."
 )
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show nothing of the image's pull.")
 command_argument = click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND] [ARG]...")
 
 
@@ -42,7 +44,8 @@ command_argument = click.argument("command", nargs=-1, type=click.UNPROCESSED, m
 @command_argument
 @detach_keys_option
 @sig_proxy_option
-def run(image: str, command: Sequence[str], detach_keys: bytes, sig_proxy: bool, **values: object) -> int:
+@quiet_option
+def run(image: str, command: Sequence[str], detach_keys: bytes, sig_proxy: bool, quiet: bool, **values: object) -> int:
     """Run a program in a new container of IMAGE; the exit status is the program's.
 
     125: the engine failed, 126: the program cannot be executed, 127: it is not there, 128+n: signal n ended it.
@@ -50,6 +53,7 @@ def run(image: str, command: Sequence[str], detach_keys: bytes, sig_proxy: bool,
     options = run_options(values)
     refuse_missing_terminal(options)
     with starting_engine() as opened:
+        options = with_image(opened, image, options, quiet=quiet)
         if options.detach:
             click.echo(opened.start(image, command, options=options).id)
             return 0
@@ -62,10 +66,19 @@ def run(image: str, command: Sequence[str], detach_keys: bytes, sig_proxy: bool,
 @verb("create", _CREATE, interspersed=False)
 @image_argument
 @command_argument
-def create(image: str, command: Sequence[str], **values: object) -> None:
+@quiet_option
+def create(image: str, command: Sequence[str], quiet: bool, **values: object) -> None:
     """Make a container of IMAGE without starting it, and print its id."""
     with engine() as opened:
-        click.echo(opened.create(image, command, options=run_options(values)).id)
+        options = with_image(opened, image, run_options(values), quiet=quiet)
+        click.echo(opened.create(image, command, options=options).id)
+
+
+def with_image(opened: Engine, image: str, options: RunOptions, *, quiet: bool) -> RunOptions:
+    """Pull the image if that is wanted, and show it: before the terminal is the program's. The options then ask for no more pull."""
+    with OnDemandFace(quiet_face if quiet else None) as face:
+        opened.wanted_image(image, options.pull, on_transfer=face)
+    return replace(options, pull="never")
 
 
 @verb("start")

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 import msgspec
 
-from sandbox.cli.formatting import short_id, size_text
-from sandbox.cli.progress import seconds_text
+from sandbox.cli.formatting import caller_here, seconds_text, short_id, size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sandbox.image.registry.progress import BlobProgress, TransferEvent
+    from sandbox.image.registry.progress import BlobProgress, TransferDone, TransferEvent
 
 _WORDS = {
     "waiting": "Waiting", "present": "Already exists", "downloading": "Downloading", "extracting": "Extracting", "packing": "Preparing",
@@ -52,13 +51,73 @@ class Meter(msgspec.Struct):
         return f"{size_text(rate)}/s, {seconds_text(left / rate)} left" if rate > 0 else ""
 
 
+class TransferView:
+    """A transfer as it stands, from its events: what goes where, each layer, how fast."""
+
+    def __init__(self) -> None:
+        self.title = ""
+        """`Pulling NAME`, `Pushing NAME`; empty before it has begun."""
+        self.rows: dict[str, BlobProgress] = {}
+        self.end: TransferDone | None = None
+        self.meter = Meter()
+
+    def see(self, event: TransferEvent) -> bool:
+        """Take one event in; whether a layer has come into another phase."""
+        from sandbox.image.registry import progress
+
+        if isinstance(event, progress.TransferStarted):
+            self.title, self.end = f"{_VERBS[event.verb]} {event.name}", None
+            self.rows = {digest: progress.BlobProgress(digest, "waiting", 0, size) for digest, size in event.blobs}
+        elif isinstance(event, progress.TransferDone):
+            self.end = event
+        elif isinstance(event, progress.BlobProgress):
+            before = self.rows.get(event.digest)
+            self.rows[event.digest] = event
+            self.meter.note(sum(row.done for row in self.rows.values() if row.phase != "present"))
+            return before is None or before.phase != event.phase
+        return False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return bool(self.title) and self.end is None
+
+    @property
+    def pace(self) -> str:
+        """`12 MB/s, 3.0 s left`; empty while nothing is known."""
+        return self.meter.text(sum(row.total - row.done for row in self.rows.values() if row.phase not in _ENDED))
+
+    @property
+    def amount(self) -> str:
+        """`12 MB / 40 MB` of all layers."""
+        return f"{size_text(sum(row.done for row in self.rows.values()))} / {size_text(sum(row.total for row in self.rows.values()))}"
+
+    def cells(self) -> list[tuple[str, str, BlobProgress | None, str]]:
+        """A line a layer: its short digest, its phase in docker's words, its progress while bytes move, these in numbers."""
+        return [
+            (short_id(row.digest), _WORDS[row.phase], row, f"{size_text(row.done)} / {size_text(row.total)}")
+            if row.phase in _MOVING
+            else (short_id(row.digest), _WORDS[row.phase], None, "")
+            for row in self.rows.values()
+        ]
+
+
+def layers_text(count: int) -> str:
+    """`1 layer`, `3 layers`."""
+    return f"{count} layer{'' if count == 1 else 's'}"
+
+
+def end_text(end: TransferDone) -> str:
+    """The last line of a transfer: bytes moved, time, and what the registry still allows."""
+    return f"{size_text(end.moved)} in {seconds_text(end.seconds)}{_limit_text(end.limit)}"
+
+
 class TransferFace:
     """One line an event worth one: for logs."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.rows: dict[str, BlobProgress] = {}
-        self.meter = Meter()
+        self.view = TransferView()
 
     def __enter__(self) -> Self:
         return self
@@ -70,29 +129,20 @@ class TransferFace:
         """Called by the transfer, one event after the other."""
         from sandbox.image.registry import progress
 
+        is_new_phase = self.view.see(event)
         if isinstance(event, progress.TransferStarted):
-            self.started(event.blobs)
-            self.say(f"{_VERBS[event.verb]} {event.name}: {len(event.blobs)} layers")
+            self.say(f"{self.view.title}: {layers_text(len(event.blobs))}")
         elif isinstance(event, progress.BlobProgress):
-            before = self.rows.get(event.digest)
-            self.rows[event.digest] = event
-            self.meter.note(sum(row.done for row in self.rows.values() if row.phase != "present"))
-            self.moved(event, is_new_phase=before is None or before.phase != event.phase)
+            if is_new_phase and event.phase in _ENDED:
+                self.layer_ended(event)
         elif isinstance(event, progress.TransferWarning):
             self.say(f"warning: {event.message}")
         else:
-            self.say(f"{size_text(event.moved)} in {seconds_text(event.seconds)}{_limit_text(event.limit)}")
+            self.say(end_text(event))
 
-    def started(self, blobs: tuple[tuple[str, int], ...]) -> None:
-        """The layers are known."""
-        from sandbox.image.registry.progress import BlobProgress
-
-        self.rows = {digest: BlobProgress(digest, "waiting", 0, size) for digest, size in blobs}
-
-    def moved(self, event: BlobProgress, *, is_new_phase: bool) -> None:
-        """Something about one layer changed."""
-        if is_new_phase and event.phase in _ENDED:
-            self.say(f"{short_id(event.digest)}: {_WORDS[event.phase]}")
+    def layer_ended(self, event: BlobProgress) -> None:
+        """A layer is where it should be."""
+        self.say(f"{short_id(event.digest)}: {_WORDS[event.phase]}")
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -133,22 +183,26 @@ class LiveTransferFace(TransferFace):
 
     def render(self) -> RenderableType:
         """The bars now."""
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
+        return bars(self.view, self._console.size.height - 2)
 
-        table = Table.grid(padding=(0, 2))
-        rows = list(self.rows.values())
-        for row in rows[-max(1, self._console.size.height - 2) :]:
-            amount = f"{size_text(row.done)} / {size_text(row.total)}" if row.phase in _MOVING else ""
-            bar = ProgressBar(total=max(row.total, 1), completed=row.done, width=30) if row.phase in _MOVING else ""
-            table.add_row(short_id(row.digest), _WORDS[row.phase], bar, amount)
-        left = sum(row.total - row.done for row in rows if row.phase not in _ENDED)
-        return Group(table, self.meter.text(left))
+
+def bars(view: TransferView, room: int) -> RenderableType:
+    """A bar a layer, as many of the last as there are lines for, then the rate and time left of all."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, phase, row, amount in view.cells()[-max(1, room) :]:
+        table.add_row(name, phase, ProgressBar(total=max(row.total, 1), completed=row.done, width=30) if row else "", amount)
+    return Group(table, view.pace)
 
 
 def transfer_face(*, quiet: bool) -> TransferFace:
-    """How progress is shown: live when stderr is a terminal."""
+    """How progress is shown: as the caller in this process wants it, else live when stderr is a terminal."""
+    caller = caller_here()
+    if caller and caller.transfers and not quiet:
+        return caller.transfers()
     if quiet:
         return QuietTransferFace(sys.stderr)
     return LiveTransferFace(sys.stderr) if sys.stderr.isatty() else TransferFace(sys.stderr)

@@ -21,6 +21,7 @@ from sandbox.image.packing import Packing
 from sandbox.image.reference import Reference
 from sandbox.image.registry.access import Access, Terms
 from sandbox.image.registry.credentials import Credential
+from sandbox.image.registry.progress import BlobProgress, TransferEvent
 from sandbox.image.registry.pulling import pull as pull_into
 from sandbox.image.registry.tokens import Authorizer
 from sandbox.image.registry.wire import Patience, Wire
@@ -40,6 +41,7 @@ from tests.support.bad_registry import (
     held,
     layer_of,
     status,
+    trickled,
     verified_engine,
 )
 from tests.support.command_line import CommandLine, wait_all
@@ -130,6 +132,21 @@ def test_a_registry_that_says_nothing_is_given_up(engine: Engine, registry: BadR
     gate.set()
     pull(engine, registry)
     assert is_here(engine, registry)
+
+
+def test_a_registry_that_trickles_is_waited_for_and_its_bytes_are_told_as_they_come(engine: Engine, registry: BadRegistry) -> None:
+    pieces, told = 12, list[int]()
+    registry.fault("GET", blob(0), trickled(SIZE // pieces, 0.15))
+
+    def note(event: TransferEvent) -> None:
+        if isinstance(event, BlobProgress) and event.digest == digest_of(LAYERS[0]) and event.phase == "downloading":
+            told.append(event.done)
+
+    patience = Patience(read=1.0, tries=2, pause=0.01)  # for silence, not for the whole
+    engine.pull(f"{registry.host}/team/app:1", terms=Terms(patience=patience), on_event=note)
+    assert is_here(engine, registry)
+    assert len(registry.requests("GET", blob(0))) == 1, "it is not asked again"
+    assert len(told) >= pieces // 2, "a MiB at a time would be four"
 
 
 class _Recorded(threading.Event):
@@ -455,7 +472,7 @@ def test_a_pull_that_is_killed_is_gone_on_with(registry: BadRegistry, tmp_path: 
     with sandbox.going("pull", f"{registry.host}/team/app:1") as process:
         registry.wait_asked(1, "GET", blob(1))
         registry.wait_asked(1, "GET", blob(0))
-        _grown(part, 1 << 20)
+        _grown(part, 1 << 19)
         process.kill()
         process.wait()
     gate.set()
@@ -463,7 +480,7 @@ def test_a_pull_that_is_killed_is_gone_on_with(registry: BadRegistry, tmp_path: 
     assert sandbox.ok("images", "-q").lines == []
     sandbox.ok("pull", f"{registry.host}/team/app:1")
     again = registry.requests("GET", blob(0))[1]
-    assert int(again.headers["Range"][6:-1]) >= 1 << 20
+    assert int(again.headers["Range"][6:-1]) >= 1 << 19
     sandbox.ok("prune", "-f")
     image_verify.verify_store(sandbox.root)
     with Engine(sandbox.root) as engine:

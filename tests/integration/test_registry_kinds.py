@@ -142,9 +142,9 @@ def test_layers_come_side_by_side_and_are_unpacked_while_they_come(engine: Engin
 
 
 def _grows(root: Path, name: str) -> bool:
-    """Whether an unfinished layer gets a MiB of this file (its writer tells nobody)."""
+    """Whether an unfinished layer gets half a MiB of this file (its writer tells nobody)."""
     for _ in range(1000):
-        if any(path.stat().st_size >= 1 << 20 for path in (root / "drafts").glob(f"*/**/{name}")):
+        if any(path.stat().st_size >= 1 << 19 for path in (root / "drafts").glob(f"*/**/{name}")):
             return True
         threading.Event().wait(0.01)
     return False

@@ -31,13 +31,16 @@ _PATIENCE = 30
 
 @dataclass
 class Reply:
-    """What will be sent. `cut`: after so many bytes of the body the connection is closed; `gate`: there it waits until that is set."""
+    """What will be sent. `cut`: after so many bytes of the body the connection is closed; `gate`: there it waits until that is set;
+    `piece`: it is sent in pieces of so many bytes, with a `pause` (seconds) before each."""
 
     status: int
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
     gate: threading.Event | None = None
+    piece: int | None = None
+    pause: float = 0.0
 
 
 Fault = Callable[[Reply, "BaseHTTPRequestHandler"], Reply]
@@ -58,6 +61,11 @@ def gone(reply: Reply, handler: BaseHTTPRequestHandler) -> Reply:
 def held(size: int, gate: threading.Event) -> Fault:
     """After so many bytes nothing comes until the gate is set."""
     return lambda reply, _: Reply(reply.status, reply.body, reply.headers, cut=size, gate=gate)
+
+
+def trickled(piece: int, pause: float) -> Fault:
+    """So many bytes come at a time, with that many seconds between them."""
+    return lambda reply, _: Reply(reply.status, reply.body, reply.headers, piece=piece, pause=pause)
 
 
 def status(code: int, **headers: str) -> Fault:
@@ -321,8 +329,10 @@ def _handler(registry: BadRegistry) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
             data = b"" if self.command == "HEAD" else reply.body[: reply.cut]
-            self.wfile.write(data)
-            self.wfile.flush()
+            for start in range(0, len(data), reply.piece or len(data) or 1):
+                threading.Event().wait(reply.pause)
+                self.wfile.write(data[start : start + (reply.piece or len(data))])
+                self.wfile.flush()
             if reply.gate is not None:
                 assert reply.gate.wait(_PATIENCE)
                 self.wfile.write(reply.body[reply.cut :])

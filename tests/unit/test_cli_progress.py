@@ -8,8 +8,20 @@ import json
 import pytest
 from rich.console import Console
 
-from sandbox.build.events import BuildDone, BuildEvent, BuildStarted, BuildWarning, StepDone, StepError, StepOutput, StepStarted
-from sandbox.cli.progress import Face, JsonFace, Lines, PlainFace, QuietFace, TerminalFace, seconds_text
+from sandbox.build.events import (
+    BuildDone,
+    BuildEvent,
+    BuildStarted,
+    BuildWarning,
+    PullProgress,
+    StepDone,
+    StepError,
+    StepOutput,
+    StepStarted,
+)
+from sandbox.cli.formatting import seconds_text
+from sandbox.cli.progress import Face, JsonFace, Lines, PlainFace, QuietFace, TerminalFace
+from sandbox.image.registry.progress import BlobProgress, TransferDone, TransferStarted, TransferWarning
 
 EVENTS: list[BuildEvent] = [
     BuildStarted(3, ("0",)),
@@ -210,3 +222,58 @@ def test_json_is_one_object_an_event() -> None:
     assert len(lines) == len(EVENTS)
     assert {"time", "event", "index", "stage", "cached", "bytes", "seconds"} <= set(lines[4])
     assert lines[8]["data"] == "warning!\n"
+
+
+PULL: list[BuildEvent] = [
+    PullProgress(TransferStarted("pull", "reg.test/base", (("sha256:" + "a" * 64, 1000), ("sha256:" + "b" * 64, 3000)))),
+    PullProgress(BlobProgress("sha256:" + "a" * 64, "present", 1000, 1000)),
+    PullProgress(BlobProgress("sha256:" + "b" * 64, "downloading", 1500, 3000)),
+    PullProgress(TransferWarning("reg.test/base is for linux/arm64")),
+    PullProgress(BlobProgress("sha256:" + "b" * 64, "done", 3000, 3000)),
+    PullProgress(TransferDone("sha256:" + "c" * 64, 3000, 0.25)),
+]
+
+
+def test_a_base_that_is_pulled_stands_before_the_steps() -> None:
+    assert plain([*PULL, *EVENTS]).startswith(
+        "Pulling reg.test/base: 2 layers\n"
+        "aaaaaaaaaaaa: Already exists\n"
+        "warning: reg.test/base is for linux/arm64\n"
+        "bbbbbbbbbbbb: Done\n"
+        "3kB in 0.2 s\n"
+        "#1 [1/3] FROM busybox\n"
+    )
+
+
+def test_quiet_shows_only_warnings_of_a_pull() -> None:
+    out = io.StringIO()
+    shown(QuietFace(out), PULL)
+    assert out.getvalue() == "warning: reg.test/base is for linux/arm64\n"
+
+
+def test_json_has_the_pulls_events_as_they_are() -> None:
+    out = io.StringIO()
+    shown(JsonFace(out, lambda: 1.0), PULL)
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == [
+        "transfer_started", "blob_progress", "blob_progress", "transfer_warning", "blob_progress", "transfer_done"
+    ]  # fmt: skip
+    assert (lines[2]["done"], lines[2]["total"], lines[5]["moved"]) == (1500, 3000, 3000)
+
+
+def test_a_terminal_has_the_pulls_bars_until_it_is_done() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, height=20, highlight=False)
+    face = TerminalFace(out, console)
+    for event in PULL[:3]:
+        face(event)
+    console.print(face.render())
+    assert "Pulling reg.test/base" in out.getvalue()
+    assert "1.5kB / 3kB" in out.getvalue()
+    assert "━" in out.getvalue()
+    for event in PULL[3:]:
+        face(event)
+    assert "Pulling reg.test/base: 3kB in 0.2 s" in out.getvalue()
+    before = len(out.getvalue())
+    console.print(face.render())
+    assert "━" not in out.getvalue()[before:]

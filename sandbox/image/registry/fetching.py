@@ -18,7 +18,7 @@ import msgspec
 from sandbox.errors import DigestMismatch, RegistryError
 from sandbox.image.blobs import Hasher, Partial, check
 from sandbox.image.registry.access import Access
-from sandbox.image.registry.progress import BlobProgress, Teller
+from sandbox.image.registry.progress import BlobProgress, Stride, Teller
 from sandbox.image.registry.repository import Repository
 from sandbox.image.registry.wire import CHUNK, Answer, Broken
 from sandbox.image.store import Store
@@ -168,6 +168,7 @@ class _Fetch:
         self._fetcher, self._source, self._descriptor = fetcher, source, descriptor
         self._fd, self._growing = partial.fd, growing
         self._hasher = Hasher()
+        self._stride = Stride(CHUNK)
         self._have = 0
 
     def run(self) -> None:
@@ -204,7 +205,7 @@ class _Fetch:
         """Everything this answer holds; True when the server says that is all there is. Broken when it was cut."""
         with contextlib.closing(answer):
             skipped = self._have if answer.status == 200 else 0
-            while data := answer.read(CHUNK):
+            while data := self._next(answer):
                 self._fetcher.tell.count(len(data))
                 if skipped:
                     passed = min(skipped, len(data))
@@ -215,6 +216,12 @@ class _Fetch:
                     raise RegistryError("transfer: stopped")
             answer.done()
         return True
+
+    def _next(self, answer: Answer) -> bytes:
+        self._stride.begin()
+        data = answer.read(self._stride.size)
+        self._stride.end()
+        return data
 
     def _write(self, data: bytes) -> None:
         if self._have + len(data) > self._descriptor.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -64,6 +65,30 @@ class Teller:
         """So many bytes went over the wire."""
         with self._lock:
             self.moved += size
+
+
+class Stride:
+    """How many bytes to move before one tells of it: as many as go in a tenth of a second, at most `most`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._since = time.monotonic()
+        self.size = min(most, _LEAST_STRIDE)
+
+    def begin(self) -> None:
+        """They begin to move."""
+        self._since = time.monotonic()
+
+    def end(self) -> None:
+        """They have moved."""
+        took = time.monotonic() - self._since
+        if took < _STRIDE_SECONDS / 2:
+            self.size = min(self._most, self.size * 2)
+        elif took > _STRIDE_SECONDS * 2:
+            self.size = max(_LEAST_STRIDE, self.size // 2)
+
+
+_LEAST_STRIDE, _STRIDE_SECONDS = 1 << 16, 0.1
 
 
 def ignore(event: TransferEvent) -> None:

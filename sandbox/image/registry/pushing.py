@@ -18,7 +18,7 @@ from sandbox.errors import RegistryError
 from sandbox.image.packing import Packing, pack_layer, with_layers
 from sandbox.image.reference import Reference
 from sandbox.image.registry.access import Access
-from sandbox.image.registry.progress import BlobProgress, OnTransfer, Teller, TransferDone, TransferStarted, ignore
+from sandbox.image.registry.progress import BlobProgress, OnTransfer, Stride, Teller, TransferDone, TransferStarted, ignore
 from sandbox.image.registry.repository import RawManifest, Repository
 from sandbox.image.registry.wire import CHUNK, Broken
 from sandbox.image.store import Image, Store
@@ -167,15 +167,19 @@ class Upload(msgspec.Struct):
 
     def _from(self, start: int) -> Iterator[bytes]:
         """The blob's bytes from there on."""
-        place = 0
+        place, stride = 0, Stride(CHUNK)
         for piece in self.pieces():
-            begin, place = place, place + len(piece)
-            if place <= start:
-                continue
-            data = piece[max(0, start - begin) :]
-            yield data
-            self.sender.tell.count(len(data))
-            self.sender.tell(BlobProgress(self.shown, "uploading", place, self.blob.size))
+            begin, end = place, place + len(piece)
+            place = max(begin, start)
+            while place < end:
+                data = piece[place - begin : place - begin + stride.size]
+                stride.begin()
+                yield data
+                stride.end()
+                place += len(data)
+                self.sender.tell.count(len(data))
+                self.sender.tell(BlobProgress(self.shown, "uploading", place, self.blob.size))
+            place = end
 
     def _find_place(self) -> None:
         """Where to go on; from the beginning when the registry has forgotten."""
