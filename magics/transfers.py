@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Self
 
 from magics.display import GREY, METADATA, Bundle, Mode, Publish
 from magics.live import LiveOutput, Made
-from sandbox.cli.formatting import short_id
 from sandbox.cli.transferring import TransferFace, TransferView, end_text, layers_text
 
 if TYPE_CHECKING:
@@ -65,9 +64,9 @@ class NotebookTransfer(TransferFace):
 
 
 def ended_line(view: TransferView) -> str:
-    """`✓ Pulling NAME · 3 layers · 12 MB in 0.4 s`."""
-    assert view.end is not None
-    return f"✓ {view.title} · {layers_text(len(view.rows))} · {end_text(view.end)}"
+    """`✓ Pulled NAME · 3 layers · 12 MB in 0.4 s`."""
+    moved = end_text(view.end) if view.end and view.end.moved else "nothing had to move"
+    return f"✓ {view.title} · {layers_text(len(view.rows))} · {moved}"
 
 
 def running_line(view: TransferView) -> str:
@@ -97,5 +96,5 @@ def transfer_html(view: TransferView) -> str:
 def transfer_metadata(view: TransferView) -> Bundle:
     """The figures, for programs."""
     end = {"digest": view.end.digest, "moved": view.end.moved, "seconds": view.end.seconds} if view.end else {}
-    layers = [{"digest": row.digest, "short": short_id(row.digest), "phase": row.phase, "bytes": row.total} for row in view.rows.values()]
+    layers = [{"digest": row.digest, "phase": row.phase, "bytes": row.total} for row in view.rows.values()]
     return {METADATA: {"transfer": {**end, "title": view.title, "layers": layers}}}

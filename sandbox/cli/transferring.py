@@ -14,13 +14,13 @@ from sandbox.cli.formatting import caller_here, seconds_text, short_id, size_tex
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sandbox.image.registry.progress import BlobProgress, TransferDone, TransferEvent
+    from sandbox.image.registry.progress import BlobProgress, TransferDone, TransferEvent, TransferStarted
 
 _WORDS = {
     "waiting": "Waiting", "present": "Already exists", "downloading": "Downloading", "extracting": "Extracting", "packing": "Preparing",
     "uploading": "Pushing", "mounted": "Mounted", "done": "Done",
 }  # fmt: skip
-_VERBS = {"pull": "Pulling", "push": "Pushing", "copy": "Copying"}
+_VERBS = {"pull": ("Pulling", "Pulled"), "push": ("Pushing", "Pushed"), "copy": ("Copying", "Copied")}
 _ENDED = ("present", "mounted", "done")
 _MOVING = ("downloading", "uploading")
 _LAST_SECONDS = 5.0
@@ -56,9 +56,10 @@ class TransferView:
 
     def __init__(self) -> None:
         self.title = ""
-        """`Pulling NAME`, `Pushing NAME`; empty before it has begun."""
+        """`Pulling NAME`, `Pushing NAME`, in the end `Pulled NAME`; empty before it has begun."""
         self.rows: dict[str, BlobProgress] = {}
         self.end: TransferDone | None = None
+        self._started: TransferStarted | None = None
         self.meter = Meter()
 
     def see(self, event: TransferEvent) -> bool:
@@ -66,10 +67,13 @@ class TransferView:
         from sandbox.image.registry import progress
 
         if isinstance(event, progress.TransferStarted):
-            self.title, self.end = f"{_VERBS[event.verb]} {event.name}", None
+            self._started, self.end = event, None
+            self.title = f"{_VERBS[event.verb][0]} {event.name}"
             self.rows = {digest: progress.BlobProgress(digest, "waiting", 0, size) for digest, size in event.blobs}
         elif isinstance(event, progress.TransferDone):
             self.end = event
+            if self._started:
+                self.title = f"{_VERBS[self._started.verb][1]} {self._started.name}"
         elif isinstance(event, progress.BlobProgress):
             before = self.rows.get(event.digest)
             self.rows[event.digest] = event

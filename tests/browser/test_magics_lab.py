@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.engine import Engine
+from tests.support.bad_registry import bad_registry, digest_of, held, layer_of
 from tests.support.host import requires
 from tests.support.lab import Lab, Notebook, chromium, jupyter_lab
 from tests.support.leftovers import nothing_left
@@ -73,6 +76,24 @@ def test_container_cell_streams_its_output(notebook: Notebook) -> None:
     assert [text.strip() for text in cell.locator(".jp-OutputArea-output pre").all_text_contents()[:3]] == ["first", "second", "third"]
     assert "✓" in (cell.locator(".sandbox-usage").text_content() or "")
     notebook.screenshot("container", cell)
+
+
+def test_a_pull_shows_bars_then_one_line(notebook: Notebook, busybox_tar: Path) -> None:
+    gate = threading.Event()
+    with bad_registry() as registry:
+        big = layer_of("big", 3 << 20)
+        registry.add_image("team/box:1", busybox_tar.read_bytes(), big, config={"Cmd": ["sh"], "Env": ["PATH=/bin"]})
+        registry.fault("GET", f"/blobs/{digest_of(big)}", held(2 << 20, gate))
+        cell = notebook.start(f"%%container {registry.host}/team/box:1\nls -l /big")
+        running = cell.locator(".sandbox-transfer")
+        running.locator("progress").wait_for()
+        running.get_by_text(re.compile(r"[1-9][\d.]*[kM]B / 3\.15MB")).first.wait_for()
+        notebook.screenshot("pull-running", cell)
+        gate.set()
+        notebook.wait_end(cell)
+    assert running.count() == 0
+    assert "✓ Pulled" in (cell.locator(".jp-OutputArea").text_content() or "")
+    notebook.screenshot("pull-done", cell)
 
 
 def test_error_is_a_few_lines_in_the_cells_own_numbers(notebook: Notebook) -> None:

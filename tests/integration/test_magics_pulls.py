@@ -96,7 +96,7 @@ def test_a_cell_pulls_its_image_and_shows_how_far_it_is(kernel: Kernel, registry
     outputs = run_held(kernel, registry, box, f"{magic} {box}\nls -l big | cut -c 1-10\n")
     assert text(outputs) == "-rw-r--r--\n"
     done = last_display(outputs)
-    assert done["data"]["text/plain"].startswith(f"✓ Pulling {box} · 2 layers · ")
+    assert done["data"]["text/plain"].startswith(f"✓ Pulled {box} · 2 layers · ")
     figures = done["metadata"]["org.jupyter.sandbox"]["transfer"]
     assert [layer["phase"] for layer in figures["layers"]] == ["done", "done"]
     assert figures["moved"] > SIZE
@@ -106,7 +106,7 @@ def test_a_cell_pulls_its_image_and_shows_how_far_it_is(kernel: Kernel, registry
 def test_pull_flags_of_a_cell_are_heeded(kernel: Kernel, registry: BadRegistry, box: Box) -> None:
     assert kernel.error(f"%%container --pull never {box}\ntrue\n")["ename"] == "ImageNotFound"
     asked = len(registry.requests("GET", "/manifests/"))
-    assert "Pulling" in str(kernel.run(f"%%container --pull missing {box}\ntrue\n"))
+    assert "Pulled" in str(kernel.run(f"%%container --pull missing {box}\ntrue\n"))
     first = len(registry.requests("GET", "/manifests/"))
     kernel.run(f"%%container --pull missing {box}\ntrue\n")
     assert (first > asked, len(registry.requests("GET", "/manifests/"))) == (True, first)
@@ -124,10 +124,10 @@ def test_verbs_show_a_pull_unless_they_are_quiet(kernel: Kernel, registry: BadRe
     line = f"%container {verb} {box}" + (" true" if "run" in verb else "")
     if "-q" in verb:
         outputs = kernel.run(line)
-        assert "Pulling" not in str(outputs)
+        assert "Pull" not in str(outputs)
     else:
         outputs = run_held(kernel, registry, box, line)
-        assert last_display(outputs)["data"]["text/plain"].startswith(f"✓ Pulling {box} · 2 layers · ")
+        assert last_display(outputs)["data"]["text/plain"].startswith(f"✓ Pulled {box} · 2 layers · ")
     assert not [each for each in outputs if each["type"] == "error"]
     kernel.run("%container container prune -f")
 
@@ -136,7 +136,7 @@ def test_a_build_shows_the_base_that_it_brings(kernel: Kernel, registry: BadRegi
     outputs = run_held(kernel, registry, box, f"%%dockerfile -t localhost/of-pulled\nFROM {box}\nRUN test -f /big\n")
     shown = last_display(outputs)["data"]["text/plain"].splitlines()
     assert shown[0].startswith("✓ localhost/of-pulled:latest · ")
-    assert shown[1].strip().startswith(f"✓ Pulling {box} · 2 layers · ")
+    assert shown[1].strip().startswith(f"✓ Pulled {box} · 2 layers · ")
     assert len(shown) == 4, "then the two steps"
 
 

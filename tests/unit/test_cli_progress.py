@@ -273,7 +273,7 @@ def test_a_terminal_has_the_pulls_bars_until_it_is_done() -> None:
     assert "━" in out.getvalue()
     for event in PULL[3:]:
         face(event)
-    assert "Pulling reg.test/base: 3kB in 0.2 s" in out.getvalue()
+    assert "Pulled reg.test/base: 3kB in 0.2 s" in out.getvalue()
     before = len(out.getvalue())
     console.print(face.render())
     assert "━" not in out.getvalue()[before:]
