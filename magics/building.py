@@ -208,7 +208,7 @@ def _remarks(given: Given) -> str:
 
 def _install_kernel(image: str, name: str | bool) -> None:
     """`--kernel[=NAME]`: as `%container kernel install`; ContainerError when that fails (it has said why)."""
-    from sandbox.cli import run
+    from sandbox.cli.program import run
 
     names = [] if name is True else ["--name", str(name)]
     if code := run(["kernel", "install", "--user", "--replace", *names, image]):

@@ -19,9 +19,9 @@ from magics.build_cells import BUILD_ROWS, INSTALL_ROWS, INSTALLERS
 from magics.cells import DOCKER_EXEC_ROWS, DOCKER_ROWS, EXEC_ROWS, RUN_ROWS
 from magics.dockerfile_completion import in_dockerfile
 from magics.verbs import OWN, PASSES_FLAGS_ON
-from sandbox.cli import program
 from sandbox.cli.completing import Complete, Names, complete_containers, complete_images, offered, offering
 from sandbox.cli.flags import VerbCommand, option_of
+from sandbox.cli.program import program
 from sandbox.options import Option
 
 if TYPE_CHECKING:

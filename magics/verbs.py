@@ -9,7 +9,8 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 from magics.display import say
-from sandbox.cli.formatting import Caller, Facts, LayerForest, Lines, Table, Told
+from sandbox.cli.caller import Caller
+from sandbox.cli.formatting import Facts, LayerForest, Lines, Table, Told
 from sandbox.cli.templates import go_json
 from sandbox.errors import ContainerError
 
@@ -93,7 +94,7 @@ class Written(Sequence[str]):
 
 def verbs_text() -> str:
     """What `%container?` shows of the verbs."""
-    from sandbox.cli import GROUPS, VERBS
+    from sandbox.cli.program import GROUPS, VERBS
 
     sections = {
         **{title: {name: verb.help for name, verb in section.items()} for title, section in VERBS.items()},
@@ -118,7 +119,7 @@ def run_verb(words: Sequence[str], transfers: Callable[[], TransferFace] | None 
     `--json` makes JSON of whatever it tells; `transfers` makes what shows a pull or push. Raises the verb's own error; ContainerError
     when its exit status is not 0 (it has said why).
     """
-    from sandbox.cli import run
+    from sandbox.cli.program import run
 
     if not words or words[0] in ("-h", "--help"):
         say(verbs_text())

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from sandbox.build.source import Span as Span
     from sandbox.engine import Container as Container
     from sandbox.engine import Engine as Engine
-    from sandbox.engine import ImageSummary as ImageSummary
-    from sandbox.engine import LogLine as LogLine
-    from sandbox.engine import ProcessRow as ProcessRow
-    from sandbox.engine import PruneReport as PruneReport
-    from sandbox.engine import Stats as Stats
     from sandbox.errors import BuildError as BuildError
     from sandbox.errors import CellFailed as CellFailed
     from sandbox.errors import ContainerError as ContainerError
@@ -49,8 +44,13 @@ if TYPE_CHECKING:
     from sandbox.errors import Unsupported as Unsupported
     from sandbox.errors import WrongState as WrongState
     from sandbox.image.store import Image as Image
+    from sandbox.images import ImageSummary as ImageSummary
+    from sandbox.logs import LogLine as LogLine
+    from sandbox.measuring import ProcessRow as ProcessRow
+    from sandbox.measuring import Stats as Stats
     from sandbox.options import BuildOptions as BuildOptions
     from sandbox.options import RunOptions as RunOptions
+    from sandbox.pruning import PruneReport as PruneReport
     from sandbox.runtime.spec import Completed as Completed
     from sandbox.runtime.spec import Usage as Usage
 
@@ -59,7 +59,11 @@ if TYPE_CHECKING:
 
 
 _HOMES = {
-    "sandbox.engine": ("Container", "Engine", "ImageSummary", "LogLine", "ProcessRow", "PruneReport", "Stats"),
+    "sandbox.engine": ("Container", "Engine"),
+    "sandbox.images": ("ImageSummary",),
+    "sandbox.logs": ("LogLine",),
+    "sandbox.measuring": ("ProcessRow", "Stats"),
+    "sandbox.pruning": ("PruneReport",),
     "sandbox.image.store": ("Image",),
     "sandbox.build.source": ("Span",),
     "sandbox.build.events": (

@@ -20,13 +20,24 @@ _STARTERS = ("run", "exec")
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
     gc.set_threshold(50_000)  # tens of thousands of objects come with the imports, and all of them stay
+    status = None
     if is_to_start(sys.argv[1:]):
+        from sandbox.runtime import comeup
+
+        helper = comeup.come_up(sys.argv[1:])  # while the rest is imported
+        from sandbox import lean
+
+        lean.import_lean()
         from sandbox.runtime import spawner
 
-        spawner.come_up_ahead()  # while the rest is imported
-    from sandbox.cli import run
+        spawner.come_up_ahead(helper)
+        from sandbox.cli import plain
 
-    status = run(sys.argv[1:])
+        status = plain.run(sys.argv[1:])
+    if status is None:
+        from sandbox.cli import program
+
+        status = program.run(sys.argv[1:])
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # of a run that succeeded it was flushed, and told; after an error that is what counts

@@ -5,25 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Self
 
 from msgspec.structs import replace
 
 from sandbox import launch
-from sandbox.archiving import Archives
 from sandbox.build.times import now
 from sandbox.containers import Container
 from sandbox.creating import Creator
 from sandbox.image import drafts, owners
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
-from sandbox.images import HistoryRow, Images, ImageSummary
 from sandbox.logs import LogLine
 from sandbox.measuring import ProcessRow, Stats
 from sandbox.options import RunOptions, parse_duration, parse_size
-from sandbox.pruning import Pruner, PruneReport
 from sandbox.records import ALIVE, Record, Records, Status
 from sandbox.runtime.container import Runtime
 from sandbox.runtime.init import journal
@@ -35,6 +32,7 @@ from sandbox.transfers import PullPolicy, Transfers
 from sandbox.volumes import Volumes
 
 if TYPE_CHECKING:
+    from sandbox.archiving import Archives
     from sandbox.build.disk import CachePruned, CacheUse, Choice
     from sandbox.build.dockerfile import Dockerfile
     from sandbox.build.events import BuildEvent
@@ -51,7 +49,9 @@ if TYPE_CHECKING:
     from sandbox.image.registry.pushing import Pushed
     from sandbox.image.registry.searching import Found
     from sandbox.image.tree import Tree
+    from sandbox.images import HistoryRow, Images, ImageSummary
     from sandbox.manifests import Manifests
+    from sandbox.pruning import Pruner, PruneReport
     from sandbox.runtime.network.networks import Networks
     from sandbox.runtime.spawner import Spawner
     from sandbox.session.interpreter import Interpreter
@@ -113,13 +113,30 @@ class Engine:
         self._store = Store(self.root)
         self._records = Records(self.root)
         self._runtime = Runtime(self.root, spawner)
-        self._images = Images(self._store, self._records)
         self._transfers = Transfers(self._store)
-        self._archives = Archives(self._store)
         self.volumes = Volumes(self.root, self._records, self._store.exclusive)
         self._creator = Creator(self.root, self._store, self._records, self.volumes)
         self._starter = Starter(self._records, self._runtime)
-        self._pruner = Pruner(self._store, self._records, self._images, self._starter, lambda: self._runtime.networks)
+
+    # Parts that a start does without are imported when they are asked for.
+
+    @cached_property
+    def _images(self) -> Images:
+        from sandbox.images import Images
+
+        return Images(self._store, self._records)
+
+    @cached_property
+    def _archives(self) -> Archives:
+        from sandbox.archiving import Archives
+
+        return Archives(self._store)
+
+    @cached_property
+    def _pruner(self) -> Pruner:
+        from sandbox.pruning import Pruner
+
+        return Pruner(self._store, self._records, self._images, self._starter, lambda: self._runtime.networks)
 
     @property
     def networks(self) -> Networks:

@@ -14,13 +14,14 @@ from msgspec.structs import replace
 from sandbox.errors import InvalidOption, Unsupported
 from sandbox.oci import Healthcheck, RunConfig
 from sandbox.options import RunOptions, parse_signal, parse_size
+from sandbox.patterns import Pattern
 from sandbox.records import LogSettings
 from sandbox.runtime.security.kernel_files import check_sysctls
 from sandbox.runtime.spec import Device, Health, Limits, Port, Process, Rate
 
-_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_VOLUME_NAME = Pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _LEAST_MEMORY = 6 << 20
-_HOST = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9.-]{0,62}")
+_HOST = Pattern(r"[a-zA-Z0-9][a-zA-Z0-9.-]{0,62}")
 
 
 class VolumeRequest(msgspec.Struct, frozen=True):

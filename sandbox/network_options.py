@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import Literal
 
 from sandbox.errors import InvalidOption
+from sandbox.patterns import Pattern
 
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)(bit|bps)", re.IGNORECASE)
+_RATE = Pattern(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)(bit|bps)", re.IGNORECASE)
 _LOWEST, _HIGHEST = 8_000, 10**12
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_NAME = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*\.?", re.IGNORECASE | re.ASCII)
-_TARGET = re.compile(r"(?P<target>\[[^\]]*\](?:/\d+)?|[^:\[\]]+)(?::(?P<port>[^/:]*)(?:/(?P<protocol>\w+))?)?")
+_NAME = Pattern(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*\.?", re.IGNORECASE | re.ASCII)
+_TARGET = Pattern(r"(?P<target>\[[^\]]*\](?:/\d+)?|[^:\[\]]+)(?::(?P<port>[^/:]*)(?:/(?P<protocol>\w+))?)?")
 
 
 _PROTOCOLS: dict[str | None, Literal["", "tcp", "udp"]] = {None: "", "tcp": "tcp", "udp": "udp"}
@@ -51,6 +51,8 @@ def _allowed(text: str) -> Target:
     port, protocol = _port(match["port"], wrong), _PROTOCOLS[match["protocol"]]
     target = re.sub(r"[\[\]]", "", match["target"])
     if re.fullmatch(r"[\d./]+|.*:.*", target):  # no domain of the root zone is a number
+        import ipaddress  # few ask for one
+
         try:
             subnet = ipaddress.ip_network(target)
         except ValueError as err:

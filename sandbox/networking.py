@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
@@ -96,6 +95,8 @@ def _refuse(options: RunOptions, wishes: dict[str, str], message: Callable[[str]
 
 
 def _is_address(text: str) -> bool:
+    import ipaddress  # few ask for one
+
     try:
         ipaddress.ip_address(text)
     except ValueError:

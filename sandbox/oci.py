@@ -1,20 +1,21 @@
 """Wire types of the OCI image specification v1.1, digests and chain ids.
 
 Bytes and meaning stay side by side in a `Document`: a digest is always over the bytes received, never over
-re-encoded JSON. Decoders are built at import: msgspec crashes when two threads use a new type at once.
+re-encoded JSON.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from sandbox.decoders import Decoder, FirstUse
 from sandbox.errors import InvalidImage
+from sandbox.hashing import sha256_hex
+from sandbox.patterns import Pattern
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -27,7 +28,7 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGEST = Pattern(r"sha256:[0-9a-f]{64}")
 
 
 class Digest(str):
@@ -38,7 +39,7 @@ class Digest(str):
     @classmethod
     def of(cls, data: bytes) -> Digest:
         """The digest of these bytes."""
-        return cls("sha256:" + hashlib.sha256(data).hexdigest())
+        return cls("sha256:" + sha256_hex(data))
 
     @classmethod
     def parse(cls, text: str) -> Digest:
@@ -204,7 +205,7 @@ class Document(msgspec.Struct, Generic[T], frozen=True):
     digest: Digest
 
 
-_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {t: msgspec.json.Decoder(t) for t in (Manifest, Index, ImageConfig)}
+_DECODERS: dict[type, Decoder[Any]] = {kind: Decoder(kind) for kind in (Manifest, Index, ImageConfig)}
 
 
 def _as_text(value: object) -> str:
@@ -215,12 +216,16 @@ def _as_text(value: object) -> str:
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_as_text)
-# A first use in one thread: see the module's docstring.
-_ENCODER.encode(
-    ImageConfig(architecture="", os="", rootfs=RootFS("layers", []), config=RunConfig(healthcheck=Healthcheck()), history=[History()])
-)
-_ENCODER.encode(Index(schema_version=2, manifests=[Descriptor("", "", 0, platform=Platform("", ""))]))
-_ENCODER.encode(Manifest(schema_version=2, config=Descriptor("", "", 0), layers=[]))
+
+
+def _encode_all() -> None:
+    config = RunConfig(healthcheck=Healthcheck())
+    _ENCODER.encode(ImageConfig(architecture="", os="", rootfs=RootFS("layers", []), config=config, history=[History()]))
+    _ENCODER.encode(Index(schema_version=2, manifests=[Descriptor("", "", 0, platform=Platform("", ""))]))
+    _ENCODER.encode(Manifest(schema_version=2, config=Descriptor("", "", 0), layers=[]))
+
+
+_first_use = FirstUse(_encode_all)
 
 
 def decode(kind: type[T], raw: bytes) -> Document[T]:
@@ -234,5 +239,6 @@ def decode(kind: type[T], raw: bytes) -> Document[T]:
 
 def encode(value: T) -> Document[T]:
     """Write a document for the first time."""
+    _first_use()
     raw = _ENCODER.encode(value)
     return Document(raw, value, Digest.of(raw))

@@ -6,20 +6,22 @@ flag and raises InvalidOption; it never reads files or the environment (the face
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from sandbox.default_network import default_network
 from sandbox.errors import InvalidOption
 from sandbox.network_options import Target, parse_allow_net, parse_network_rate
+from sandbox.patterns import Pattern
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
+Made = TypeVar("Made", bound=msgspec.Struct)
+_SIZE = Pattern(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
+_DURATION = Pattern(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 
@@ -219,6 +221,8 @@ def parse_publish(text: str) -> tuple[Published, ...]:
     if match is None:
         raise wrong
     address = (match["address"] or "127.0.0.1").strip("[]")
+    import ipaddress  # few ask for one
+
     try:
         ipaddress.ip_address(address)
     except ValueError as err:
@@ -232,7 +236,7 @@ def parse_publish(text: str) -> tuple[Published, ...]:
 
 Published = tuple[int, int, str, str]
 """A port of the container, of this machine, an address of this machine, tcp or udp."""
-_PUBLISH = re.compile(
+_PUBLISH = Pattern(
     r"(?:(?:(?P<address>\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?P<host>[\d-]*):)?(?P<inside>[\d-]+)(?:/(?P<kind>tcp|udp))?", re.ASCII
 )
 
@@ -538,3 +542,9 @@ BUILD: tuple[Option, ...] = (
     Option(("-o", "--output"), "export", "where the result goes: DIR, - or type=oci|docker|tar|local|image,dest=PATH", "DEST", repeat=True),
     Option(("--metadata-file",), "metadata_file", "write the image's digests to a file, as JSON", "FILE"),
 )
+
+
+def given(made: Made, values: Mapping[str, object]) -> Made:
+    """`made` with those of the values that were given and are its fields."""
+    known = set(made.__struct_fields__)
+    return replace(made, **{name: value for name, value in values.items() if name in known and value not in (None, ())})

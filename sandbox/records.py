@@ -7,14 +7,15 @@ as long as it lives. So every process, also after a reboot, reads the same truth
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal  # Any: state.json is the supervisor's JSON
 
 import msgspec
 
+from sandbox.decoders import Decoder
 from sandbox.errors import ContainerError, ContainerNotFound, InvalidOption
+from sandbox.patterns import Pattern
 from sandbox.runtime.init import cgroup, files
 from sandbox.runtime.plan import REMOVED
 from sandbox.runtime.spec import ContainerSpec
@@ -23,7 +24,7 @@ Status = Literal["created", "running", "paused", "restarting", "exited"]
 ALIVE: frozenset[Status] = frozenset({"running", "paused", "restarting"})
 """A supervisor has it: it can be stopped, and not removed."""
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_NAME = Pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _ADJECTIVES = (
     "amber", "bold", "brave", "calm", "clever", "deft", "eager", "fair", "fleet", "gentle", "happy", "keen", "kind", "lucid", "mellow",
     "nimble", "patient", "quick", "quiet", "ready", "sharp", "steady", "sunny", "swift", "tidy", "vivid", "warm", "wise", "witty", "zesty",
@@ -66,7 +67,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     stop_timeout: float = 10.0
 
 
-_RECORD = msgspec.json.Decoder(Record)
+_RECORD = Decoder(Record)
 _ENCODER = msgspec.json.Encoder()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -17,10 +16,11 @@ from pathlib import Path
 import msgspec
 
 from sandbox.errors import InvalidOption, VolumeNotFound, WrongState
+from sandbox.patterns import Pattern
 from sandbox.records import Records
 from sandbox.runtime.init import files, journal, owned
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_NAME = Pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True):

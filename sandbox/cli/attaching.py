@@ -9,7 +9,8 @@ import click
 from sandbox.cli.completing import complete_containers
 from sandbox.cli.flags import verb
 from sandbox.cli.invocation import engine
-from sandbox.cli.running import detach_keys_option, has_terminal, sig_proxy_option, take_part
+from sandbox.cli.programs import take_part
+from sandbox.cli.running import detach_keys_option, has_terminal, sig_proxy_option
 from sandbox.cli.terminal import Manner
 from sandbox.errors import InvalidOption
 from sandbox.options import RunOptions

@@ -14,12 +14,12 @@ import click
 from sandbox.build.outputs import check_outputs, parse_output
 from sandbox.cli.checking import show_findings
 from sandbox.cli.failures import step_details
-from sandbox.cli.flags import given, verb
+from sandbox.cli.flags import verb
 from sandbox.cli.formatting import seconds_text
 from sandbox.cli.invocation import engine
 from sandbox.cli.progress import Face, JsonFace, PlainFace, QuietFace, TerminalFace
 from sandbox.errors import InvalidOption, SandboxError, StepFailed
-from sandbox.options import BUILD, BuildOptions
+from sandbox.options import BUILD, BuildOptions, given
 
 if TYPE_CHECKING:
     from sandbox.build.events import BuildEvent

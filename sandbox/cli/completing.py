@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from sandbox.cli.invocation import state_directory
 from sandbox.errors import SandboxError
 from sandbox.options import Choice, Option
 
@@ -92,9 +91,10 @@ def _names(ctx: click.Context) -> Names:
 
 
 def _engine(ctx: click.Context) -> Engine:
+    """Of `--root`, as far as the words on the line tell: no verb is invoked."""
     from sandbox.engine import Engine
 
-    return Engine(state_directory(ctx))
+    return Engine(ctx.find_root().params.get("root"))
 
 
 def _capabilities(names: Names) -> Iterable[str]:  # noqa: ARG001 (a source)

@@ -12,15 +12,16 @@ import msgspec
 
 from sandbox.cli.completing import complete_containers
 from sandbox.cli.filters import Filters, has_label, name_matches, parse_filters
-from sandbox.cli.flags import Converted, given, verb
+from sandbox.cli.flags import Converted, verb
 from sandbox.cli.formatting import Field, Lines, Listing, age_text, labels_text, quoted, short_id, shortened, show, time_text
 from sandbox.cli.images import format_option, no_trunc_option, quiet_option, refuse_terminal
 from sandbox.cli.invocation import each, engine, write_bytes
 from sandbox.errors import ContainerNotFound, ImageError, InvalidOption, InvalidReference, NetworkError
-from sandbox.options import RUN, RunOptions, parse_duration, parse_signal
+from sandbox.options import RUN, RunOptions, given, parse_duration, parse_signal
 
 if TYPE_CHECKING:
-    from sandbox.engine import Container, Engine, LogLine
+    from sandbox.engine import Container, Engine
+    from sandbox.logs import LogLine
     from sandbox.runtime.spec import Port
 
 _COMMAND = 20  # docker's width of this column

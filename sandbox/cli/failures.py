@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from sandbox.cli.caller import invocation
 from sandbox.errors import DockerfileError, InvalidOption, SandboxError, StepFailed
 
 ENGINE_ERROR = 125
@@ -17,9 +18,7 @@ _LAST_LINES = 10
 
 def show_error(error: SandboxError, argv: Sequence[str]) -> int:
     """Print it; the exit status for the command line `argv` (empty: a verb that goes on with its next name)."""
-    from sandbox.cli.invocation import is_debugging
-
-    if is_debugging():
+    if invocation().debug:
         import traceback
 
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
@@ -54,6 +53,11 @@ def step_details(error: StepFailed, *, place: str, excerpt: str | None = None) -
 def indented(excerpt: str) -> list[str]:
     """The lines of an excerpt below the message they belong to."""
     return [f"  {line}" for line in excerpt.splitlines()]
+
+
+def as_ours(error: SandboxError | OSError) -> SandboxError:
+    """The error, or what it is called when Linux raised it."""
+    return error if isinstance(error, SandboxError) else SandboxError(system_text(error))
 
 
 def system_text(error: OSError) -> str:

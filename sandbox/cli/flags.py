@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
-from msgspec.structs import replace
 
 from sandbox.cli.completing import values_of
 from sandbox.errors import InvalidOption
@@ -17,8 +15,6 @@ from sandbox.options import Option
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-
-Made = TypeVar("Made", bound=msgspec.Struct)
 
 
 class Converted(click.ParamType[Any]):  # Any: what a row's converter makes
@@ -45,15 +41,7 @@ def option_of(row: Option) -> click.Option:
         return click.Option([*row.names, row.field], is_flag=True, default=None, help=row.help)
     kind = Converted(row.convert or str, row.field)
     make = partial(ValueLeftOut, row.alone) if row.alone else click.Option
-    return make(
-        [*row.names, row.field], type=kind, multiple=row.repeat, metavar=row.metavar, help=row.help, shell_complete=values_of(row)
-    )
-
-
-def given(made: Made, values: Mapping[str, object]) -> Made:
-    """`made` with those of the values that were given and are its fields."""
-    known = set(made.__struct_fields__)
-    return replace(made, **{name: value for name, value in values.items() if name in known and value not in (None, ())})
+    return make([*row.names, row.field], type=kind, multiple=row.repeat, metavar=row.metavar, help=row.help, shell_complete=values_of(row))
 
 
 class ValueLeftOut(click.Option):

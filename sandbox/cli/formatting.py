@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import click
 import msgspec
 
+from sandbox.cli.caller import caller_here
 from sandbox.cli.templates import Template, go_json
-
-if TYPE_CHECKING:
-    from sandbox.cli.transferring import TransferFace
 
 Item = TypeVar("Item")
 _MINIMUM, _GAP = 10, 3  # docker's tabwriter
@@ -79,19 +77,6 @@ Told = Table | Facts | Lines
 """What a verb has to say, when it is more than a remark."""
 
 
-class Caller(msgspec.Struct, frozen=True):
-    """Who calls `sandbox.cli.run` in this process, a notebook say: `take` gets what would else be printed, `transfers` makes what shows
-    a pull or push (None: lines on stderr)."""
-
-    take: Callable[[Told], None]
-    transfers: Callable[[], TransferFace] | None = None
-
-
-def is_taken() -> bool:
-    """Whether the caller is in this process and takes what is told as objects."""
-    return caller_here() is not None
-
-
 def show(told: Told) -> None:
     """Give it to whoever called `run` in this process and asked for objects, else print it."""
     if caller := caller_here():
@@ -106,13 +91,6 @@ def text_lines(told: Told) -> Sequence[str]:
     if isinstance(told, Table):
         return told.lines()
     return (told.text,) if isinstance(told, Facts) else told.lines
-
-
-def caller_here() -> Caller | None:
-    """Who called in this process and takes what there is to tell; None for a command line."""
-    ctx = click.get_current_context(silent=True)
-    caller = ctx.find_root().obj if ctx else None
-    return caller if isinstance(caller, Caller) else None
 
 
 class Listing(Generic[Item]):

@@ -19,7 +19,8 @@ from sandbox.cli.invocation import each, engine
 from sandbox.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from sandbox.engine import Engine, HistoryRow, ImageSummary
+    from sandbox.engine import Engine
+    from sandbox.images import HistoryRow, ImageSummary
 
 _CREATED_BY = 45  # docker's width of this column
 format_option = click.option("--format", metavar="FORMAT", help="json, table TEMPLATE, or a template such as '{{.ID}}'.")

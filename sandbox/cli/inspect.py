@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.caller import is_taken
 from sandbox.cli.completing import complete_containers, complete_everything, complete_images
 from sandbox.cli.failures import show_error
 from sandbox.cli.flags import verb
 from sandbox.cli.formatting import Facts as Told
-from sandbox.cli.formatting import Lines, is_taken, show
+from sandbox.cli.formatting import Lines, show
 from sandbox.cli.invocation import engine
 from sandbox.cli.templates import Template, go_json
 from sandbox.errors import ContainerNotFound, ImageNotFound, InvalidReference, NetworkNotFound, SandboxError, VolumeNotFound

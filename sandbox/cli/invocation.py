@@ -6,15 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from sandbox.cli.caller import invocation, is_taken
 from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
+
+INTERRUPTED = 130
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def engine() -> Iterator[Engine]:
     """The engine of `--root`, closed afterwards."""
     from sandbox.engine import Engine
 
-    with Engine(state_directory(click.get_current_context())) as opened:
+    with Engine(invocation().root) as opened:
         yield opened
 
 
@@ -36,35 +36,50 @@ def starting_engine() -> Iterator[Engine]:
         spawner.warm()
         from sandbox.engine import Engine
 
-        with Engine(state_directory(click.get_current_context()), spawner=spawner) as opened:
+        with Engine(invocation().root, spawner=spawner) as opened:
             yield opened
     finally:
         spawner.close()
 
 
-def state_directory(ctx: click.Context) -> Path | None:
-    """What `--root` or SANDBOX_ROOT says; None when neither does."""
-    root = ctx.find_root().params.get("root")
-    return root if isinstance(root, Path) else None
+def guarded(run: Callable[[], object], argv: Sequence[str]) -> int:
+    """Run the verb of this command line; its exit status. Errors become text on stderr here, or are raised for a caller in this
+    process; an OSError is one of ours then."""
+    try:
+        result = run()
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _reader_gone()
+    except (SandboxError, OSError) as err:
+        from sandbox.cli.failures import as_ours, show_error
+
+        found = as_ours(err)
+        if not is_taken():
+            return show_error(found, argv)
+        if found is err:
+            raise
+        raise found from err
 
 
-def is_debugging() -> bool:
-    """Whether `--debug` was given."""
-    ctx = click.get_current_context(silent=True)
-    return bool(ctx and ctx.find_root().params.get("debug"))
+def _reader_gone() -> int:
+    """`sandbox ps | head -1`: what is left in the buffer has no reader; the interpreter must not try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def each(names: Sequence[str], action: Callable[[str], str | None]) -> int:
     """Do `action` for each name and print what it answers (docker prints the name back); a failure is reported and the
     rest still done. The status is 1 when one failed. A caller in this process gets the error of the only one raised."""
     from sandbox.cli.failures import show_error
-    from sandbox.cli.formatting import is_taken
 
     status = 0
     for name in names:
         try:
             if (answer := action(name)) is not None:
-                click.echo(answer)
+                print(answer, flush=True)
         except SandboxError as err:
             if len(names) == 1 and is_taken():
                 raise
@@ -74,26 +89,22 @@ def each(names: Sequence[str], action: Callable[[str], str | None]) -> int:
 
 def confirm(question: str) -> bool:
     """docker's `[y/N]` question; when nobody can be asked it is a no. A notebook asks through input()."""
-    from sandbox.cli.formatting import is_taken
-
     if is_taken():
         try:
             answer = input(f"{question} [y/N] ")
         except (EOFError, NotImplementedError):  # this front end allows no questions
-            click.echo(f"{question}\nnobody can be asked here: nothing was removed; add -f", err=True)
+            print(f"{question}\nnobody can be asked here: nothing was removed; add -f", file=sys.stderr)
             return False
     else:
-        click.echo(f"{question} [y/N] ", nl=False)
+        print(f"{question} [y/N] ", end="", flush=True)
         answer = sys.stdin.readline() if not sys.stdin.closed else ""
     return answer.strip().lower() in ("y", "yes")
 
 
 def write_bytes(data: bytes, fd: int = 1) -> None:
     """Everything to the descriptor, unbuffered; a caller in this process has a sys.stdout of its own (a cell), which gets text."""
-    from sandbox.cli.formatting import is_taken
-
     if is_taken():
-        click.echo(data.decode("utf-8", "replace"), nl=False, err=fd == 2)
+        print(data.decode("utf-8", "replace"), end="", file=sys.stderr if fd == 2 else sys.stdout, flush=True)
         return
     view = memoryview(data)
     while view:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sandbox.cli.caller import is_taken
 from sandbox.cli.flags import verb
-from sandbox.cli.formatting import Facts, Lines, Table, is_taken, show, size_text
+from sandbox.cli.formatting import Facts, Lines, Table, show, size_text
 from sandbox.cli.images import format_option
 from sandbox.cli.invocation import confirm, engine
 from sandbox.cli.templates import Template, go_json

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
-from sandbox.cli.formatting import is_taken
+from sandbox.cli.caller import is_taken
 from sandbox.errors import InvalidOption
 from sandbox.options import RunOptions
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 import msgspec
 
-from sandbox.cli.formatting import caller_here, seconds_text, short_id, size_text
+from sandbox.cli.caller import caller_here
+from sandbox.cli.formatting import seconds_text, short_id, size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

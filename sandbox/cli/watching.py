@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from sandbox.cli.caller import is_taken
 from sandbox.cli.completing import complete_containers
 from sandbox.cli.containers import name_argument
 from sandbox.cli.flags import verb
-from sandbox.cli.formatting import Field, Listing, Table, is_taken, memory_text, short_id, show
+from sandbox.cli.formatting import Field, Listing, Table, memory_text, short_id, show
 from sandbox.cli.images import format_option, no_trunc_option
 from sandbox.cli.invocation import engine
 from sandbox.errors import ContainerNotFound, WrongState
 
 if TYPE_CHECKING:
-    from sandbox.engine import Container, Stats
+    from sandbox.engine import Container
+    from sandbox.measuring import Stats
 
 _HOME_AND_CLEAR = "\033[H\033[J"
 _INTERVAL = 1.0

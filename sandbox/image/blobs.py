@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
 from sandbox.errors import DigestMismatch, ImageError
 from sandbox.image.flights import locked_file
 from sandbox.oci import Descriptor, Digest
+
+if TYPE_CHECKING:
+    import queue
+    import threading
 
 _CHUNK = 1 << 20
 _TEMPORARY, _PARTIAL = ".new-", ".part-"
@@ -26,6 +27,9 @@ class Hasher:
     """sha256 and length of a stream; from the second chunk on in a thread of its own (hashlib lets go of the GIL)."""
 
     def __init__(self) -> None:
+        import hashlib  # with OpenSSL; a start reads no layer
+        import queue
+
         self._sha256 = hashlib.sha256()
         self._queue: queue.Queue[bytes | memoryview | None] = queue.Queue(maxsize=4)
         self._thread: threading.Thread | None = None
@@ -40,6 +44,8 @@ class Hasher:
         elif self._first is None:
             self._first = chunk
         else:
+            import threading
+
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
             self._queue.put(self._first)
@@ -81,6 +87,8 @@ class VerifiedReader(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], descriptor: Descriptor) -> None:
         self._stream = stream
+        import hashlib  # as in Hasher
+
         self._descriptor = descriptor
         self._sha256 = hashlib.sha256()
         self._seen = 0

@@ -13,15 +13,16 @@ from msgspec.structs import replace
 
 from sandbox.errors import InvalidImage, InvalidReference
 from sandbox.oci import Digest
+from sandbox.patterns import Pattern
 
 DEFAULT_REGISTRY = "docker.io"
 _NAME_LIMIT = 255
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
-_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
-_TAG = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
-_IDENTIFIER = re.compile(r"[a-f0-9]{64}")
+_REGISTRY = Pattern(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
+_REPOSITORY = Pattern(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = Pattern(r"[\w][\w.-]{0,127}", re.ASCII)
+_IDENTIFIER = Pattern(r"[a-f0-9]{64}")
 
 
 class Reference(msgspec.Struct, frozen=True):

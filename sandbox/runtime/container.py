@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sandbox.errors import PortTaken, Unsupported, WrongState
+from sandbox.hashing import sha256_hex
 from sandbox.runtime import cgroups
 from sandbox.runtime.init import files, procs, subids
 from sandbox.runtime.plan import GROUP_ID, Handling, Site, another_ground, capabilities, has_left_host, make_plan, process_plan
@@ -304,9 +305,7 @@ def cgroup_name(root: Path, container_id: str) -> str:
 @lru_cache
 def engine_mark(root: Path) -> str:
     """Eight characters that stand for this state directory."""
-    import hashlib  # start-up time
-
-    return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
+    return sha256_hex(os.fsencode(root.resolve()))[:8]
 
 
 def id_base(container_id: str) -> int:

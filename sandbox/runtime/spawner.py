@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any  # Any: a plan is JSON
 import msgspec
 
 from sandbox.errors import SetupFailed
+from sandbox.runtime import comeup
 from sandbox.runtime.init import link
 from sandbox.runtime.interpreter import open_interpreter
 from sandbox.runtime.plan import encoded
@@ -26,9 +27,6 @@ from sandbox.runtime.plan import encoded
 if TYPE_CHECKING:
     import subprocess
 
-_PACKAGES = str(Path(__file__).resolve().parents[2])
-# -I -S: no site, no user directory, no environment; only our own package beside the standard library.
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sandbox.runtime.init.serve import main; main(*(int(fd) for fd in sys.argv[2:]))"
 _ENTER = "import os, sys; os.dup2(os.open('/dev/null', os.O_RDWR), 2); os.execve(sys.argv[1], sys.argv[2:], {})"
 _PATIENCE = 30.0
 """Seconds that systemd may take to make a scope."""
@@ -55,18 +53,21 @@ class Spare(msgspec.Struct, frozen=True):
 
 class Spawner:
     """A handle on the helper process; `close` ends it, the containers it started live on. `single`: one container will be started.
+    `helper`: it has come up already.
 
     `has_scope`: it was started in a scope of its own (cgroups.systemd); `complaint`: why that was not to be had where it is needed.
     """
 
-    def __init__(self, *, single: bool = False) -> None:
+    def __init__(self, *, single: bool = False, helper: tuple[comeup.Started, int] | None = None) -> None:
         self._has_spare = not single
         self.has_scope = False
         self.complaint = ""
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | comeup.Started | None = None
         self._socket: socket.socket | None = None
-        self._owner = 0
+        self._owner = os.getpid()
+        if helper is not None:
+            self._process, self._socket = helper[0], socket.socket(fileno=helper[1])
         self._spare: socket.socket | None = None
         self._grounded: Spare | None = None
 
@@ -192,9 +193,10 @@ class Spawner:
 _ahead: list[Spawner] = []
 
 
-def come_up_ahead() -> None:
-    """Start the helper of the one container that this process will start, before whoever asks for it (`single`) is imported."""
-    spawner = Spawner(single=True)
+def come_up_ahead(helper: tuple[comeup.Started, int] | None = None) -> None:
+    """Start the helper of the one container that this process will start, before whoever asks for it (`single`) is imported; unless it
+    has come up even before us."""
+    spawner = Spawner(single=True, helper=helper)
     try:
         spawner.warm()
     except SetupFailed:
@@ -254,7 +256,8 @@ def _execute(theirs: socket.socket, scope: Sequence[str] = (), complaints: int |
 
     interpreter = open_interpreter(os.path.realpath(sys.executable))
     place = sys.executable if interpreter is None else f"/proc/self/fd/{interpreter}"
-    argv = [sys.executable, "-SI", "-c", _BOOT, _PACKAGES, str(theirs.fileno()), str(-1 if interpreter is None else interpreter)]
+    words = (str(theirs.fileno()), str(-1 if interpreter is None else interpreter))
+    argv = [sys.executable, "-SI", "-c", comeup.BOOT, comeup.PACKAGES, *words]
     if scope:
         argv = [*scope, sys.executable, "-SI", "-c", _ENTER, place, *argv, "1"]
     try:

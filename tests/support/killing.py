@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox.runtime import spawner
+from sandbox.runtime import comeup
 
 ROLES = ("spawner", "supervisor", "init")
 _BOOT = """
@@ -70,12 +70,12 @@ class Killer:
 def instrumented(place: Path) -> Iterator[Killer]:
     """While entered, spawners that are started can be aimed at; `place`: a file for the shared page."""
     place.write_bytes(bytes(4096))
-    before = spawner._BOOT
+    before = comeup.BOOT
     with place.open("r+b") as file, mmap.mmap(file.fileno(), 4096) as page:
         killer = Killer(page)
         killer.aim(None)
-        spawner._BOOT = _BOOT.format(page=str(place))
+        comeup.BOOT = _BOOT.format(page=str(place))
         try:
             yield killer
         finally:
-            spawner._BOOT = before
+            comeup.BOOT = before

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 import pytest
 
-from sandbox.cli.flags import given, plain_switches, verb
-from sandbox.cli.running import run_options
+from sandbox.cli.flags import plain_switches, verb
+from sandbox.cli.programs import run_options
 from sandbox.errors import InvalidOption
-from sandbox.options import BUILD, RUN, BuildOptions, RunOptions
+from sandbox.options import BUILD, RUN, BuildOptions, RunOptions, given
 
 SWITCHES, VALUED = {"--rm", "-i", "-t", "-d"}, {"-e", "--env", "--name", "-m"}
 

@@ -8,7 +8,7 @@ import sys
 import click
 import pytest
 
-from sandbox import cli
+from sandbox.cli import program as cli
 from sandbox.cli.flags import VerbCommand
 
 ISSUE_VERBS = [
@@ -60,7 +60,7 @@ def test_every_row_of_the_tables_leads_to_a_command(section: dict[str, cli.Verb]
 
 def test_help_imports_nothing_of_the_engine() -> None:
     script = (
-        "import sys\nfrom sandbox.cli import run\nassert run(['--help']) == 0\n"
+        "import sys\nfrom sandbox.cli.program import run\nassert run(['--help']) == 0\n"
         "heavy = {'msgspec', 'rich', 'sandbox.engine', 'sandbox.options', 'sqlite3', 'asyncio', 'pyroute2', 'sandbox.cli.running'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )

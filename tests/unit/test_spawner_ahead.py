@@ -57,7 +57,7 @@ def test_who_asks_gets_the_helper_that_is_there() -> None:
 
 
 def test_leaving_at_once_loses_nothing_that_was_printed() -> None:
-    failing = "import sandbox.cli as c, sandbox.__main__ as m; c.run = lambda argv: print('printed', end='') or 3; m.main()"
+    failing = "import sandbox.cli.program as p, sandbox.__main__ as m; p.run = lambda argv: print('printed', end='') or 3; m.main()"
     buffering = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run([sys.executable, "-c", failing], stdout=subprocess.PIPE, env=buffering, check=False)
     assert (done.returncode, done.stdout) == (3, b"printed")
@@ -65,6 +65,7 @@ def test_leaving_at_once_loses_nothing_that_was_printed() -> None:
 
 def test_leaving_runs_what_was_registered() -> None:
     registering = (
-        "import atexit, sandbox.cli as c, sandbox.__main__ as m; c.run = lambda argv: 0; atexit.register(print, 'the end'); m.main()"
+        "import atexit, sandbox.cli.program as p, sandbox.__main__ as m\n"
+        "p.run = lambda argv: 0\natexit.register(print, 'the end')\nm.main()"
     )
     assert subprocess.run([sys.executable, "-c", registering], stdout=subprocess.PIPE, check=True).stdout == b"the end\n"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from sandbox.errors import ContainerError, ContainerNotFound, InvalidInput
+from sandbox.hashing import sha256_hex
 from sandbox.runtime.bundle.config import Config, decode_config
 from sandbox.runtime.init import files
 
@@ -65,7 +65,7 @@ class States:
 
     def group_name(self, container_id: str) -> str:
         """A cgroup's name for it, which a container of the same id below another root does not have."""
-        return f"{container_id}.{hashlib.sha256(os.fsencode(self.root.absolute())).hexdigest()[:8]}"
+        return f"{container_id}.{sha256_hex(os.fsencode(self.root.absolute()))[:8]}"
 
     def make(self, container_id: str) -> Path:
         """A directory for a new container; ContainerError when the id is taken."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
 
 from sandbox.errors import InvalidOption
+from sandbox.patterns import Pattern
 from sandbox.runtime.spec import Limits
 
 Version = Literal[1, 2]
@@ -21,7 +21,7 @@ LABELS = {
     "cpus": "CPU limit", "cpu_shares": "CPU shares", "cpuset_cpus": "CPU set", "cpuset_mems": "memory nodes", "pids": "process limit",
     "blkio_weight": "block I/O weight", "io": "block I/O limit",
 }  # fmt: skip
-_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_LIST = Pattern(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 _PERIOD = 100_000
 """Microseconds; docker's and Linux's default scheduling period."""
 _IO_KINDS = {"read_bps": "rbps", "write_bps": "wbps", "read_iops": "riops", "write_iops": "wiops"}

@@ -17,14 +17,13 @@ from collections.abc import Iterator, Mapping
 
 from sandbox.runtime.cgroups.discovery import discover, is_delegated
 from sandbox.runtime.cgroups.layout import BASE, Layout
+from sandbox.runtime.comeup import BOOTED
 
-_BOOTED = "/run/systemd/system"
-"""There when systemd is this host's init (sd_booted(3))."""
 UNIT = "jupyter-sandbox-"
 """What the names of our scopes begin with."""
 
 
-def scope_command(environ: Mapping[str, str], *, booted: str = _BOOTED) -> tuple[str, ...]:
+def scope_command(environ: Mapping[str, str], *, booted: str = BOOTED) -> tuple[str, ...]:
     """What to put before a program so that it runs in a scope of ours; empty where none is needed, or systemd is not there to be asked."""
     if not os.path.isdir(booted) or is_ours(discover()):
         return ()
@@ -55,7 +54,7 @@ def existing() -> Iterator[tuple[str, tuple[str, ...]]]:
     yield from layout.existing().items()
     uid = os.geteuid()
     whose = f"user.slice/user-{uid}.slice/user@{uid}.service/app.slice" if uid else "system.slice"
-    for h in layout.hierarchies if os.path.isdir(_BOOTED) else ():
+    for h in layout.hierarchies if os.path.isdir(BOOTED) else ():
         for group in sorted(h.mount.glob(f"{whose}/{UNIT}*.scope/{BASE}/*/")):
             yield group.name, (str(group),)
 

@@ -83,7 +83,7 @@ class _Starting:
         ended, status = os.waitpid(self._child, os.WNOHANG)
         if not ended or status:
             return 0
-        with open(self._pid_file, encoding="ascii") as file:
+        with open(self._pid_file, encoding="utf-8") as file:
             return int(file.read())
 
     def _last_words(self) -> str:

@@ -85,7 +85,7 @@ def io_of(pid: int, told: str) -> tuple[dict[str, float], int | None]:
     """What init and all it has reaped read from and wrote to disks (proc(5), /proc/pid/io), before it is reaped itself; and the
     bytes they wrote to anything: a tmpfs is no disk. `told`: what init said of it, for an ordinary user cannot read it."""
     try:
-        with open(f"/proc/{pid}/io", encoding="ascii") as file:
+        with open(f"/proc/{pid}/io", encoding="utf-8") as file:
             text = file.read()
     except OSError:
         text = told

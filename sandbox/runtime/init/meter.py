@@ -120,7 +120,7 @@ def _is_deleted(path: str) -> bool:
 
 def _processes(groups: Sequence[str]) -> list[str]:
     try:
-        with open(groups[0] + "/cgroup.procs", encoding="ascii") as file:
+        with open(groups[0] + "/cgroup.procs", encoding="utf-8") as file:
             return file.read().split()
     except (IndexError, OSError):  # without groups only named files are counted
         return []

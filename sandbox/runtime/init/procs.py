@@ -8,7 +8,7 @@ import os
 def program_of(init: int) -> int:
     """The program of the container whose init this is: its first child. ProcessLookupError when it has ended."""
     try:
-        with open(f"/proc/{init}/task/{init}/children", encoding="ascii") as file:
+        with open(f"/proc/{init}/task/{init}/children", encoding="utf-8") as file:
             return int(file.read().split()[0])
     except (FileNotFoundError, IndexError) as err:
         raise ProcessLookupError(3, "has ended", f"process {init}") from err
@@ -17,7 +17,7 @@ def program_of(init: int) -> int:
 def root_of(pid: int) -> int:
     """The user id that its uid 0 is here (user_namespaces(7)); ProcessLookupError when it has ended."""
     try:
-        with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
+        with open(f"/proc/{pid}/uid_map", encoding="utf-8") as file:
             inside, outside, _ = file.readline().split()
     except (FileNotFoundError, ValueError) as err:
         raise ProcessLookupError(3, "has ended", f"process {pid}") from err

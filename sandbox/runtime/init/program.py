@@ -348,7 +348,7 @@ def _setgroups_rule() -> str:
     """What our user namespace says. An exec is not in its own PID namespace and has no /proc/self there, but init's namespace is ours."""
     for place in ("self", "1"):
         try:
-            with open(f"/proc/{place}/setgroups", encoding="ascii") as file:
+            with open(f"/proc/{place}/setgroups", encoding="utf-8") as file:
                 return file.read().strip()
         except FileNotFoundError:
             continue

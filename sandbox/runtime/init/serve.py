@@ -6,6 +6,7 @@ It ends when its engine closes the socket; the supervisors it forked live on.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -32,10 +33,16 @@ def _keep_hub(orders: int, client: socket.socket, stdio: Sequence[int], shown: t
 JOBS: dict[str, Callable[..., None]] = {"run": supervisor.run, "exec": join.run, "hub": _keep_hub}
 
 
-def main(fd: int, interpreter: int = -1, greets: int = 0) -> NoReturn:
+def main(fd: int, interpreter: int = -1, greets: int = 0, inherits: int = 0) -> NoReturn:
     """Serve requests from the socket `fd` until it is closed; never returns. `interpreter`: what we were executed from, needed no more.
-    `greets`: say that we are there."""
-    if interpreter >= 0:
+    `greets`: say that we are there. `inherits`: our starter has closed nothing of its own, nor left its directory."""
+    if inherits:
+        os.chdir("/")
+        title.forget_environment()
+        for other in [int(name) for name in os.listdir("/proc/self/fd") if int(name) not in (0, 1, 2, fd)]:
+            with contextlib.suppress(OSError):  # the directory itself
+                os.close(other)
+    elif interpreter >= 0:
         os.close(interpreter)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the engine, which decides what it means
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Linux reaps the supervisors

@@ -6,10 +6,10 @@ looked up per machine.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the C module behind `signal`, which the spawner's starter does not wait for
 import ctypes
 import itertools
 import os
-import signal
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -107,7 +107,7 @@ def clone(flags: int, into: str | None = None, *, parent: bool = False) -> int:
     """
     cgroup = -1 if into is None else os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     born_in = (_CLONE_INTO_CGROUP, cgroup) if into is not None else (0, 0)
-    whose, ends_with = (_CLONE_PARENT, 0) if parent else (0, signal.SIGCHLD)
+    whose, ends_with = (_CLONE_PARENT, 0) if parent else (0, _signal.SIGCHLD)
     args = struct.pack("11Q", flags | whose | born_in[0], 0, 0, 0, ends_with, 0, 0, 0, 0, 0, born_in[1])
     try:
         return _check(_call(_CLONE3, args, _long(len(args))), into)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import ipaddress
 import os
 import re
@@ -22,6 +21,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from sandbox.errors import InvalidOption, NetworkError, NetworkNotFound, WrongState
+from sandbox.hashing import sha256_hex
 from sandbox.runtime.init import files, journal, places
 from sandbox.runtime.init import netlink as n
 from sandbox.runtime.network import confinement, rules, subnets
@@ -342,7 +342,7 @@ class Networks:
     # files
 
     def _bridge_name(self, name: str) -> str:
-        return bridge_prefix(self._root) + hashlib.sha256(name.encode()).hexdigest()[:4]
+        return bridge_prefix(self._root) + sha256_hex(name.encode())[:4]
 
     def _place(self, name: str) -> Path:
         return self._directory / name
@@ -368,7 +368,7 @@ class Networks:
 
 def bridge_prefix(root: Path) -> str:
     """How the bridges of the engine with this root begin: two engines have different ones."""
-    return "sbx" + hashlib.sha256(os.fsencode(root)).hexdigest()[:4]
+    return "sbx" + sha256_hex(os.fsencode(root))[:4]
 
 
 def _link_name(network: Network, lease: Lease) -> str:

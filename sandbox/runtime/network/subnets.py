@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sandbox.errors import InvalidOption, NetworkError
+from sandbox.hashing import sha256_hex
 
 IPv4: TypeAlias = ipaddress.IPv4Network
 IPv6: TypeAlias = ipaddress.IPv6Network
@@ -135,4 +135,4 @@ def is_usable(address: ipaddress.IPv4Address | ipaddress.IPv6Address, subnet: IP
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+    return sha256_hex(text.encode(errors="surrogateescape"))

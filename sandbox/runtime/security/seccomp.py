@@ -6,7 +6,6 @@ for each combination and read back afterwards.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.errors import InvalidOption, Unsupported
+from sandbox.hashing import sha256_hex
 from sandbox.runtime.security import bpf
 
 _FORMAT = b"1"
@@ -200,7 +200,7 @@ class Filters:
     def _load(self, profile: bytes, capabilities: Sequence[str]) -> bytes:
         host = os.uname()
         parts = (_FORMAT, profile, " ".join(sorted(capabilities)).encode(), host.machine.encode(), host.release.encode())
-        path = self._directory / (hashlib.sha256(b"\0".join(parts)).hexdigest() + ".bpf")
+        path = self._directory / (sha256_hex(b"\0".join(parts)) + ".bpf")
         try:
             return path.read_bytes()
         except FileNotFoundError:
