@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -86,9 +87,9 @@ class VerifiedReader(io.RawIOBase):
     """Passes bytes on and raises DigestMismatch at the end (or past the promised size) when they are not the promised ones."""
 
     def __init__(self, stream: IO[bytes], descriptor: Descriptor) -> None:
-        self._stream = stream
         import hashlib  # as in Hasher
 
+        self._stream = stream
         self._descriptor = descriptor
         self._sha256 = hashlib.sha256()
         self._seen = 0
@@ -189,6 +190,7 @@ class Blobs:
         finally:
             if self.has(digest) or not os.fstat(fd).st_size:
                 path.unlink(missing_ok=True)
+            fcntl.flock(fd, fcntl.LOCK_UN)  # also that of duplicates: what reads on must hold nobody up
             os.close(fd)
 
     def remove(self, digest: str) -> int:
