@@ -127,7 +127,16 @@ def test_a_cell_that_does_not_stop_is_ended_and_the_next_one_says_so(session: Se
 
     waiting = threading.Thread(target=interrupt)
     waiting.start()
-    stubborn = "import time\nprint('on')\nwhile True:\n    try:\n        time.sleep(1000)\n    except KeyboardInterrupt:\n        pass"
+    stubborn = """import time
+is_new = True
+while True:
+    try:
+        if is_new:
+            is_new = False
+            print('on')
+        time.sleep(1000)
+    except KeyboardInterrupt:
+        pass"""
     with pytest.raises(KeyboardInterrupt):
         run(session, stubborn, front)
     waiting.join()

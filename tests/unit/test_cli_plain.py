@@ -32,8 +32,7 @@ def by_click(verb: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]
     values = dict(context.params)
     extra = {name: values.pop(name, None) for name in ("detach_keys", "sig_proxy", "quiet")}
     assert extra["sig_proxy"] in (None, True) and not extra["quiet"]
-    first = values.pop("image", None) or values.pop("name" if verb == "exec" else "image", None)
-    rest = [first, *values.pop("command")]
+    rest = [values.pop("name" if verb == "exec" else "image"), *values.pop("command")]
     return {name: value for name, value in values.items() if value not in (None, ())}, rest
 
 
