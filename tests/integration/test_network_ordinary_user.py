@@ -266,7 +266,8 @@ def test_a_container_outlives_its_hub_and_is_back_after_a_restart(
     assert say("exec", "web", "echo", "alive").stdout == "alive\n"
     assert say("run", "--rm", "--network", "bridge", "python", "ls", "/sys/class/net").stdout == "eth0\nlo\n"  # with a hub of its own
     ready = _listen(ordinary_user)
-    assert say("restart", "-t", "0", "web").returncode == 0
+    restarted = say("restart", "-t", "0", "web")
+    assert restarted.returncode == 0, restarted.stderr
     _until(ready)
     heard = say("run", "--rm", "--network", "bridge", "python", "python", "-c", TALK, "web", "80").stdout
     assert heard == "HI\n"
