@@ -148,8 +148,10 @@ class Container:
         if self.status == "restarting":
             self._wait_ended(None)
         if not self._signal(self._record.spec.stop_signal):
+            self._wait_ended(None)  # its program may have ended just now, and its supervisor not yet
             return
-        if not self._wait_ended(self.stop_timeout if timeout is None else timeout) and self._signal(signal.SIGKILL):
+        if not self._wait_ended(self.stop_timeout if timeout is None else timeout):
+            self._signal(signal.SIGKILL)
             self._wait_ended(None)
         self._note("stop")
 

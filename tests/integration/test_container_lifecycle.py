@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import ContainerError, Engine, InvalidOption, RunOptions, WrongState
+from sandbox.containers import Container
 from sandbox.options import parse_restart
 from sandbox.runtime.spec import Limits
 from tests.support.command_line import CommandLine
@@ -47,6 +48,29 @@ def test_stop_waits_as_long_as_the_container_was_made_with(engine: Engine, busyb
     assert container.completed is not None
     assert container.completed.signal == signal.SIGKILL
     assert container.inspect()["Config"]["StopTimeout"] == 0
+
+
+@pytest.mark.parametrize("ended_before", ["its stop signal", "SIGKILL"])
+def test_stop_waits_for_a_supervisor_whose_program_has_just_ended(
+    engine: Engine, busybox_image: str, monkeypatch: pytest.MonkeyPatch, ended_before: str
+) -> None:
+    container = engine.start(busybox_image, ["sleep", "1000"])
+    send = Container._signal
+
+    def late(self: Container, number: int) -> bool:
+        """Nobody is there any more for this signal: the program ended before it, its supervisor tidies up."""
+        if ended_before == "its stop signal" or number == signal.SIGKILL:
+            assert container.pid is not None
+            send(self, signal.SIGKILL)
+            return False
+        return send(self, number)
+
+    monkeypatch.setattr(Container, "_signal", late)
+    container.stop(timeout=0)
+    assert container.status == "exited"
+    container.start()
+    monkeypatch.undo()
+    container.remove(force=True)
 
 
 def test_a_container_that_waits_for_its_restart_can_be_stopped_and_removed(engine: Engine, busybox_image: str) -> None:
