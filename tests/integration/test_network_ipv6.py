@@ -24,7 +24,7 @@ ZONE = {
 TRY = """import json, socket, sys
 def heard(target):
     try:
-        with socket.create_connection((target, 80), timeout=4) as end:
+        with socket.create_connection((target, 80), timeout=10) as end:
             end.sendall(b'hi'); return end.recv(99).decode()
     except OSError as err: return type(err).__name__
 print(json.dumps([heard(target) for target in sys.argv[1:]]))
