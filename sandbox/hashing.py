@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 
-if sys.version_info >= (3, 12):
-    from _sha2 import sha256 as _own_sha256
-else:
-    from _sha256 import sha256 as _own_sha256  # type: ignore[import-not-found]  # typeshed has no private modules
+try:
+    if sys.version_info >= (3, 12):
+        from _sha2 import sha256 as _own_sha256
+    else:
+        from _sha256 import sha256 as _own_sha256  # type: ignore[import-not-found]  # typeshed has no private modules
+except ImportError:  # a Python that was built with OpenSSL's alone, as Fedora's
+    from hashlib import sha256 as _own_sha256
 
 _LARGE = 1 << 16
 
