@@ -37,7 +37,7 @@ for name in sys.argv[1:]:
     try:
         client.wait_for_ready(timeout=60)
         look = "import os, socket; print(os.getcwd(), os.getuid(), [name for _, name in socket.if_nameindex()])"
-        said[name] = [run(look), run("import time\\nprint('on', flush=True)\\ntime.sleep(1000)", interrupt=True)]
+        said[name] = [run(look), run("import time\\nprint('on')\\ntime.sleep(1000)", interrupt=True)]
         run("open('/kept', 'w').write('file')")
         manager.restart_kernel()
         client.wait_for_ready(timeout=60)

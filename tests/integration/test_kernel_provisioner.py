@@ -132,7 +132,7 @@ def test_comms_go_both_ways(running: tuple[KernelManager, Kernel]) -> None:
 def test_interrupt_by_signal_and_by_message(running: tuple[KernelManager, Kernel]) -> None:
     kernel = running[1]
     client = kernel.client
-    code = "import time\nprint('going', flush=True)\ntime.sleep(1000)"
+    code = "import time\nprint('going')\ntime.sleep(1000)"
     by_signal = kernel.run(code, on_stream=kernel.interrupt)
     by_message = kernel.run(code, on_stream=lambda: client.control_channel.send(client.session.msg("interrupt_request", {})))
     for outputs in (by_signal, by_message):
@@ -141,7 +141,7 @@ def test_interrupt_by_signal_and_by_message(running: tuple[KernelManager, Kernel
 
 
 def test_interrupt_reaches_programs_the_kernel_started(running: tuple[KernelManager, Kernel]) -> None:
-    code = "import subprocess\nprint('going', flush=True)\nsubprocess.run(['python3', '-c', 'import time; time.sleep(1000)'])"
+    code = "import subprocess\nprint('going')\nsubprocess.run(['python3', '-c', 'import time; time.sleep(1000)'])"
     assert running[1].run(code, on_stream=running[1].interrupt)[-1]["ename"] == "KeyboardInterrupt"
 
 
@@ -226,7 +226,7 @@ def test_front_end_without_provisioners_gets_the_same_kernel(place: KernelPlace)
     with started(place, "relayed") as (manager, kernel):
         assert type(manager.provisioner).__name__ == "LocalProvisioner"
         assert kernel.text("import socket; print([name for _, name in socket.if_nameindex()])") == "['lo']\n"
-        code = "import time\nprint('going', flush=True)\ntime.sleep(1000)"
+        code = "import time\nprint('going')\ntime.sleep(1000)"
         assert kernel.run(code, on_stream=kernel.interrupt)[-1]["ename"] == "KeyboardInterrupt"
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ from sandbox.session.believed import MOST_DISPLAYS, CellCode, CellOutcome
 from sandbox.session.interpreter import Interpreter
 from sandbox.session.session import Session
 from tests.support.leftovers import nothing_left
-from tests.support.recorder import Recorder
+from tests.support.recorder import Recorder, interrupted_at_first
 
 pytestmark = pytest.mark.anybody
 
@@ -104,29 +102,14 @@ def test_input_is_asked_of_the_front_end_and_ends_without_one(session: Session) 
 def test_interrupt_raises_inside_ends_children_and_keeps_variables(session: Session) -> None:
     run(session, "kept = 1")
     front = Recorder()
-
-    def interrupt() -> None:
-        front.first.wait(30)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    waiting = threading.Thread(target=interrupt)
-    waiting.start()
     code = "import subprocess\ntry:\n    print('on'); subprocess.run(['sleep', '1000'])\nexcept KeyboardInterrupt:\n    kept = 2; raise"
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at_first(front):
         run(session, code, front)
-    waiting.join()
     assert run(session, "kept")[1] == [("display", {"text/plain": "2"})]
 
 
 def test_a_cell_that_does_not_stop_is_ended_and_the_next_one_says_so(session: Session) -> None:
     front = Recorder()
-
-    def interrupt() -> None:
-        front.first.wait(30)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    waiting = threading.Thread(target=interrupt)
-    waiting.start()
     stubborn = """import time
 is_new = True
 while True:
@@ -137,9 +120,8 @@ while True:
         time.sleep(1000)
     except KeyboardInterrupt:
         pass"""
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at_first(front):
         run(session, stubborn, front)
-    waiting.join()
     said = "session s: did not end when it was interrupted; starts afresh, without variables\n"
     assert run(session, "1")[1] == [("stderr", said), ("display", {"text/plain": "1"})]
 

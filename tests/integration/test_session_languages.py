@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +20,7 @@ from sandbox.session.runners import runner_for
 from sandbox.session.session import Session
 from tests.support.language_images import IMAGE, add_languages
 from tests.support.leftovers import nothing_left
-from tests.support.recorder import Recorder
+from tests.support.recorder import Recorder, interrupted_at_first
 
 pytestmark = pytest.mark.anybody
 
@@ -73,16 +71,8 @@ def run(session: Session, code: str, front: Recorder | None = None) -> tuple[Cel
 def interrupted(session: Session, code: str) -> None:
     """Run a cell that prints and then does not end; interrupt it when it has printed."""
     front = Recorder()
-
-    def interrupt() -> None:
-        front.first.wait(30)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    waiting = threading.Thread(target=interrupt)
-    waiting.start()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_at_first(front):
         run(session, code, front)
-    waiting.join()
 
 
 @pytest.mark.parametrize("shell", SHELLS)

