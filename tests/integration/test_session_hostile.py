@@ -129,14 +129,14 @@ def test_displays_stay_in_their_own_cell(run: Run) -> None:
 
 def test_displays_without_end_end_with_the_time_out(run: Run) -> None:
     flood = "while True: send(dict(op='display', id=1, data={'text/plain': 'again'})); end.recv(1000)"
-    outcome, events = run(flood, timeout=1)
+    outcome, events = run(flood, timeout=3)
     assert outcome.status == "timeout"
     assert len([event for event in events if event[0] == "display"]) == MOST_DISPLAYS
     assert "the others are not shown" in events[-1][1]
 
 
 def test_one_that_never_listens_is_ended(run: Run) -> None:
-    outcome, _ = run("while True: send(dict(op='sync', id=1))", timeout=1)
+    outcome, _ = run("while True: send(dict(op='sync', id=1))", timeout=30)
     assert outcome.status == "died"
     assert "does not listen" in outcome.error[1]
     assert run("done()")[0].status == "ok"
@@ -150,7 +150,7 @@ def test_bytes_of_displays_are_limited(run: Run) -> None:
 
 
 def test_a_flood_of_output_ends_with_the_time_out(run: Run) -> None:
-    outcome, events = run("line = b'y' * 65536\nwhile True: os.write(1, line)", timeout=0.1)
+    outcome, events = run("line = b'y' * 65536\nwhile True: os.write(1, line)", timeout=1)
     assert outcome.status == "timeout"
     assert events[0][0] == "stdout"
 
@@ -164,7 +164,7 @@ def test_a_child_that_prints_without_end_holds_up_no_display(run: Run) -> None:
 
 def test_frames_that_are_announced_and_never_come_cost_no_memory(run: Run) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    outcome, _ = run("send(dict(op='done'), text=2 ** 31); time.sleep(1000)", timeout=0.1)
+    outcome, _ = run("send(dict(op='done'), text=2 ** 31); time.sleep(1000)", timeout=30)
     assert outcome.status == "died"
     outcome, _ = run("send(dict(op='done', buffers=[2 ** 31]), b'x', data=2 ** 31); time.sleep(1000)", timeout=0.1, outputs=("v",))
     assert outcome.status in ("died", "timeout")
