@@ -14,13 +14,9 @@ from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json an
 
 from msgspec.structs import replace
 
-from sandbox import logs, networking, trees
+from sandbox import networking
 from sandbox.errors import WrongState
 from sandbox.image.store import Image
-from sandbox.image.tree import Tree
-from sandbox.inspecting import inspected
-from sandbox.logs import LogLine
-from sandbox.measuring import ProcessRow, Stats, meter, processes_beside, stats_of, usage_of
 from sandbox.records import ALIVE, Record, State, Status
 from sandbox.runtime.cgroups import Cgroup, Plan
 from sandbox.runtime.ending import completed
@@ -31,6 +27,8 @@ from sandbox.runtime.spec import Completed, Endpoint, Limits, Pack, Port, Proces
 
 if TYPE_CHECKING:
     from sandbox.engine import Engine
+    from sandbox.logs import LogLine
+    from sandbox.measuring import ProcessRow, Stats
     from sandbox.session.interpreter import Interpreter
 
 _KILL = signal.SIGKILL
@@ -386,6 +384,8 @@ class Container:
 
     def logs(self, *, follow: bool = False, tail: int | None = None, since: datetime | None = None) -> Iterator[LogLine]:
         """What it printed; with `follow` also what it prints until it ends. WrongState when it keeps no log."""
+        from sandbox import logs
+
         if self._record.log.driver == "none":
             raise WrongState(f"container {self.name}: keeps no log (--log-driver none)", wanted="json-file", actual="none")
 
@@ -399,18 +399,26 @@ class Container:
 
     def stats(self, previous: Stats | None = None) -> Stats:
         """What it uses now; `cpu_percent` is since `previous`. WrongState when it does not run."""
+        from sandbox.measuring import stats_of
+
         return stats_of(self._running_facts()["report"], self._record.spec.limits, previous)
 
     def usage(self) -> Usage:
         """What it has used until now, its peaks included; once it has ended, of that nothing is known any more (`completed` tells)."""
+        from sandbox.measuring import usage_of
+
         return usage_of(self._state.facts.get("report") or ())
 
     def meter(self) -> Callable[[], Usage]:
         """`usage`, to be asked often while it runs: where to look is found once."""
+        from sandbox.measuring import meter
+
         return meter(lambda: self._state.facts.get("report") or ())
 
     def top(self) -> list[ProcessRow]:
         """Its processes; WrongState when it does not run."""
+        from sandbox.measuring import processes_beside
+
         pid = int(self._running_facts()["pid"])
         return processes_beside(procs.entered_through(pid))  # init's namespaces are not an ordinary user's to see
 
@@ -429,6 +437,8 @@ class Container:
     def resolve(self, path: str) -> str | None:
         """The absolute path inside of what is there, seen from outside: in its layers, or in a directory or volume mounted over them. None
         when nothing is, or in a tmpfs. `path` may begin with ~, or be relative to the program's directory."""
+        from sandbox import trees
+
         process = self._record.spec.process
         home = dict(process.env).get("HOME", "/root")
         full = posixpath.normpath(posixpath.join(process.cwd, home + path[1:] if path == "~" or path.startswith("~/") else path))
@@ -436,6 +446,9 @@ class Container:
 
     def diff(self) -> list[tuple[Literal["A", "C", "D"], str]]:
         """What it changed in its file system: added, changed, deleted."""
+        from sandbox import trees
+        from sandbox.image.tree import Tree
+
         stubs = set(self._state.facts.get("stubs", []))
         lower = Tree(self._record.spec.rootfs.lowers)
         return [change for change in trees.changes(self._upper, lower) if change[1] not in stubs]
@@ -482,6 +495,8 @@ class Container:
 
     def inspect(self) -> dict[str, object]:
         """docker inspect's shape."""
+        from sandbox.inspecting import inspected
+
         return inspected(self._record, self._state, self.completed, self._engine.root)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from sandbox import launch, networking, trees
+from sandbox import launch, networking
 from sandbox.errors import InvalidOption
 from sandbox.image.store import Image, Store
 from sandbox.launch import VolumeRequest
@@ -196,6 +196,8 @@ class Creator:
 
     def _volume(self, request: VolumeRequest, number: int, image: Image, directory: Path, options: RunOptions) -> Path:
         """A new volume begins with what the image has at its place."""
+        from sandbox import trees
+
         fill = partial(trees.populate, self._store.tree(image.top), request.target) if request.copy else None
         if request.source or not options.rm:
             return self._volumes.take(request.source or None, fill)

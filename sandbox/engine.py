@@ -18,8 +18,6 @@ from sandbox.creating import Creator
 from sandbox.image import drafts, owners
 from sandbox.image.reference import Reference
 from sandbox.image.store import Image, Store
-from sandbox.logs import LogLine
-from sandbox.measuring import ProcessRow, Stats
 from sandbox.options import RunOptions, parse_duration, parse_size
 from sandbox.records import ALIVE, Record, Records, Status
 from sandbox.runtime.container import Runtime
@@ -50,7 +48,9 @@ if TYPE_CHECKING:
     from sandbox.image.registry.searching import Found
     from sandbox.image.tree import Tree
     from sandbox.images import HistoryRow, Images, ImageSummary
+    from sandbox.logs import LogLine
     from sandbox.manifests import Manifests
+    from sandbox.measuring import ProcessRow, Stats
     from sandbox.pruning import Pruner, PruneReport
     from sandbox.runtime.network.networks import Networks
     from sandbox.runtime.spawner import Spawner

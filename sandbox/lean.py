@@ -1,4 +1,7 @@
-"""msgspec and pathlib without the modules that they import for what we do not use: these take twice as long as msgspec itself."""
+"""msgspec and pathlib without the modules that they import for what we do not use: these take twice as long as msgspec itself.
+
+And `datetime` is the C module that all of it is in, without the same once more in Python.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ _STAND_INS: dict[str, tuple[str, ...] | None] = {
 def import_lean() -> None:
     """Import them in a process of our own that is over soon. Every module that was kept out can be imported afterwards as ever; only
     msgspec does not know UUID and Decimal."""
+    _import_datetime()
     _import_pathlib()
     if "msgspec" in sys.modules:
         return
@@ -32,6 +36,14 @@ def import_lean() -> None:
         for name, module in made.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
+
+
+def _import_datetime() -> None:
+    """As from Python 3.12 on."""
+    if "datetime" not in sys.modules and sys.version_info < (3, 12):
+        import _datetime  # type: ignore[import-not-found]  # the C module
+
+        sys.modules["datetime"] = _datetime
 
 
 def _import_pathlib() -> None:

@@ -18,7 +18,7 @@ import msgspec
 from sandbox.errors import InvalidOption, VolumeNotFound, WrongState
 from sandbox.patterns import Pattern
 from sandbox.records import Records
-from sandbox.runtime.init import files, journal, owned
+from sandbox.runtime.init import files, journal
 
 _NAME = Pattern(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
@@ -154,6 +154,14 @@ def _fill(data: Path, fill: Callable[[Path], None]) -> None:
     if not any(data.iterdir()):
         mark.touch()
         fill(data)
-        if os.geteuid() != 0 and (any(data.iterdir()) or owned.NOTE in os.listxattr(data)):
-            owned.spawn("restore", str(data))  # a volume's files are their owners'; without subordinate ids all are root's
+        if os.geteuid() != 0:
+            _give_to_owners(data)
         mark.unlink()
+
+
+def _give_to_owners(data: Path) -> None:
+    """A volume's files are their owners'; without subordinate ids all are root's."""
+    from sandbox.runtime.init import owned
+
+    if any(data.iterdir()) or owned.NOTE in os.listxattr(data):
+        owned.spawn("restore", str(data))

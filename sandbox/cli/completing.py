@@ -98,7 +98,7 @@ def _engine(ctx: click.Context) -> Engine:
 
 
 def _capabilities(names: Names) -> Iterable[str]:  # noqa: ARG001 (a source)
-    from sandbox.runtime.init.program import CAPABILITIES
+    from sandbox.runtime.init.names import CAPABILITIES
 
     return ["ALL", *CAPABILITIES]
 

@@ -25,7 +25,6 @@ from sandbox.image.catalog import Catalog, SnapshotRow
 from sandbox.image.drafts import Draft, Drafts, Lock, spread
 from sandbox.image.durability import boot_id, sync_file_system
 from sandbox.image.images import CachedStep, Image, Snapshot, blobs_of, chain_id_above, check_documents
-from sandbox.image.layers import Changeset, ChangesetReader
 from sandbox.image.reference import Reference
 from sandbox.image.tree import Tree
 from sandbox.oci import (
@@ -117,6 +116,8 @@ class Store:
 
         The same content above the same parent is the same snapshot, whoever commits it, however often.
         """
+        from sandbox.image.layers import Changeset  # what only reads images does without
+
         with self.shared(), _disk_errors("layer"):
             changes = Changeset(draft.upper, self.lowers(parent))
             diff_id, tar_size = digest_of(changes)
@@ -291,6 +292,8 @@ class Store:
         row = self._row(chain_id)
         promised = Descriptor(LAYER_TAR, row.diff_id, row.tar_size)
         if row.regenerable:
+            from sandbox.image.layers import Changeset, ChangesetReader
+
             upper = self._snapshots / row.chain_id.hex
             return promised, verified(io.BufferedReader(ChangesetReader(Changeset(upper, self.lowers(row.parent)))), promised)
         from sandbox.image.plain import opened_plain

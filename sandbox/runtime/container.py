@@ -26,7 +26,7 @@ from sandbox.runtime.spec import Completed, ContainerSpec, Limits, Process
 if TYPE_CHECKING:
     from sandbox.runtime.network.bridges import Where
     from sandbox.runtime.network.networks import Networks
-    from sandbox.runtime.security.seccomp import Filters
+    from sandbox.runtime.security.filters import Filters
 
 SPARES = "spares"
 """Below the engine's directory: locks of those who wait with a ground, named by container id."""
@@ -44,7 +44,7 @@ class Runtime:
 
     @cached_property
     def _filters(self) -> Filters:
-        from sandbox.runtime.security.seccomp import Filters  # the first container needs them, images do not
+        from sandbox.runtime.security.filters import Filters  # the first container needs them, images do not
 
         return Filters(self.root / "seccomp")
 

@@ -14,8 +14,7 @@ from msgspec.structs import asdict, replace
 
 from sandbox.errors import InvalidOption, Unsupported
 from sandbox.runtime.init import syscalls as s
-from sandbox.runtime.init.ground import KEYS
-from sandbox.runtime.init.program import CAPABILITIES
+from sandbox.runtime.init.names import CAPABILITIES, GROUND
 from sandbox.runtime.security.capabilities import choose_capabilities
 from sandbox.runtime.security.kernel_files import DEVICES, MASKED, PROTECTED, SYSCTLS, sysctl_file
 from sandbox.runtime.spec import ContainerSpec, Mount, Process
@@ -141,7 +140,7 @@ def has_left_host(plan: Mapping[str, Any]) -> bool:
 def another_ground(plan: Mapping[str, Any], container_id: str, id_base: int | None) -> dict[str, Any]:
     """The ground (init/ground) of a container like this plan's, but called `container_id`. `id_base`: as in Site; None: no range of its
     own."""
-    text = encoded({key: plan[key] for key in KEYS}).replace(plan["id"][:GROUP_ID].encode(), container_id[:GROUP_ID].encode())
+    text = encoded({key: plan[key] for key in GROUND}).replace(plan["id"][:GROUP_ID].encode(), container_id[:GROUP_ID].encode())
     facts: dict[str, Any] = msgspec.json.decode(text)
     return facts if id_base is None else {**facts, "idmap": _range_of_its_own(id_base)}
 

@@ -14,6 +14,7 @@ AFTER = {
     "typing_extensions": "import typing_extensions; assert typing_extensions.TypedDict",
     "msgspec.inspect": "import msgspec.inspect; assert msgspec.inspect.type_info(int)",
     "urllib.parse": "import urllib.parse; assert urllib.parse.quote('a b') == 'a%20b'",
+    "datetime": "import datetime, pickle; assert pickle.loads(pickle.dumps(datetime.datetime.strptime('2001', '%Y'))).year == 2001",
     "pathlib": "import pathlib; assert pathlib.Path('/a b').as_uri() == 'file:///a%20b'",
     "the engine": "import sandbox.engine, sandbox.build.builder, sandbox.image.registry.pulling",
 }

@@ -15,6 +15,7 @@ import pytest
 from sandbox.errors import InvalidOption, Unsupported
 from sandbox.runtime.security import bpf, seccomp
 from sandbox.runtime.security.capabilities import DEFAULT_CAPABILITIES
+from sandbox.runtime.security.filters import Filters, default_profile
 from tests.support.bpf_interpreter import AUDIT, applies, meaning, run_filter
 
 ALLOW, ENOSYS, KILL = 0x7FFF0000, 0x00050026, 0x80000000
@@ -26,7 +27,7 @@ GO = {"x86_64": "amd64", "aarch64": "arm64"}
 
 def compiled(profile: dict[str, Any] | bytes, capabilities: list[str] = DEFAULT, machine: str = "x86_64", release: str = "6.18.0") -> bytes:
     text = profile if isinstance(profile, bytes) else json.dumps(profile).encode()
-    return bpf.compile_policy(seccomp.resolve(seccomp.parse_profile(text), capabilities, machine, release))
+    return seccomp.compiled(text, capabilities, machine, release)
 
 
 def arguments_for(profile: dict[str, Any], name: str, pick: random.Random) -> list[list[int]]:
@@ -67,15 +68,15 @@ def disagreements(profile: dict[str, Any], program: bytes, capabilities: list[st
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("capabilities", [[], DEFAULT, [*DEFAULT, "SYS_ADMIN"], ["SYS_PTRACE", "BPF", "SYS_TIME", "SYSLOG"]])
 def test_default_policy_means_what_its_json_says(machine: str, capabilities: list[str]) -> None:
-    profile = json.loads(seccomp.default_profile())
-    program = compiled(seccomp.default_profile(), capabilities, machine)
+    profile = json.loads(default_profile())
+    program = compiled(default_profile(), capabilities, machine)
     assert disagreements(profile, program, capabilities, machine, (6, 18)) == []
 
 
 def test_the_comparison_can_fail() -> None:
-    profile = json.loads(seccomp.default_profile())
-    assert disagreements(profile, compiled(seccomp.default_profile(), [*DEFAULT, "SYS_ADMIN"]), DEFAULT, "x86_64", (6, 18))
-    assert disagreements(profile, compiled(seccomp.default_profile()), DEFAULT, "x86_64", (4, 7))
+    profile = json.loads(default_profile())
+    assert disagreements(profile, compiled(default_profile(), [*DEFAULT, "SYS_ADMIN"]), DEFAULT, "x86_64", (6, 18))
+    assert disagreements(profile, compiled(default_profile()), DEFAULT, "x86_64", (4, 7))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -117,16 +118,16 @@ def made_up_rule(pick: random.Random, names: list[str]) -> dict[str, Any]:
     ],
 )
 def test_default_policy_in_words(name: str, arguments: list[int], answer: int) -> None:
-    assert run_filter(compiled(seccomp.default_profile()), AUDIT["x86_64"], NUMBERS["x86_64"][name], arguments) == answer
+    assert run_filter(compiled(default_profile()), AUDIT["x86_64"], NUMBERS["x86_64"][name], arguments) == answer
 
 
 @pytest.mark.parametrize("number", [470, 5000, 0x3FFFFFFF])
 def test_call_newer_than_the_policy_is_not_there_rather_than_forbidden(number: int) -> None:
-    assert run_filter(compiled(seccomp.default_profile()), AUDIT["x86_64"], number) == ENOSYS
+    assert run_filter(compiled(default_profile()), AUDIT["x86_64"], number) == ENOSYS
 
 
 def test_call_of_a_foreign_processor_ends_the_process() -> None:
-    program = compiled(seccomp.default_profile())
+    program = compiled(default_profile())
     assert run_filter(program, AUDIT["aarch64"], 63) == KILL
 
 
@@ -157,7 +158,7 @@ def test_policy_that_allows_by_default_leaves_unknown_calls_alone() -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_every_jump_goes_forward_to_an_instruction(machine: str) -> None:
     """What Linux checks of a filter (bpf_check_classic); the last instruction returns."""
-    program = compiled(seccomp.default_profile(), machine=machine)
+    program = compiled(default_profile(), machine=machine)
     code = list(struct.iter_unpack("HBBI", program))
     assert code[-1][0] == 0x06
     for at, (operation, yes, no, operand) in enumerate(code):
@@ -194,7 +195,7 @@ def test_what_is_not_offered_is_said(profile: dict[str, Any]) -> None:
     with pytest.raises(Unsupported):
         compiled(profile)
     with pytest.raises(Unsupported, match="riscv64"):
-        compiled(seccomp.default_profile(), machine="riscv64")
+        compiled(default_profile(), machine="riscv64")
 
 
 def test_numbers_are_libseccomps() -> None:
@@ -215,11 +216,11 @@ def test_numbers_are_libseccomps() -> None:
 
 
 def test_filter_is_compiled_once_and_kept(tmp_path: Path) -> None:
-    filters = seccomp.Filters(tmp_path / "cache")
-    first = filters.filter_for(seccomp.default_profile(), DEFAULT)
+    filters = Filters(tmp_path / "cache")
+    first = filters.filter_for(default_profile(), DEFAULT)
     (kept,) = (tmp_path / "cache").iterdir()
     assert kept.read_bytes() == first
     kept.write_bytes(b"kept")
-    assert filters.filter_for(seccomp.default_profile(), DEFAULT[::-1]) == b"kept"
-    assert filters.filter_for(seccomp.default_profile(), [*DEFAULT, "SYS_ADMIN"]) != b"kept"
+    assert filters.filter_for(default_profile(), DEFAULT[::-1]) == b"kept"
+    assert filters.filter_for(default_profile(), [*DEFAULT, "SYS_ADMIN"]) != b"kept"
     assert len(list((tmp_path / "cache").iterdir())) == 2

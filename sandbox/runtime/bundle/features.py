@@ -7,7 +7,7 @@ from typing import Any  # it is JSON
 from sandbox.runtime.bundle.config import Config
 from sandbox.runtime.bundle.mounts import ATTRIBUTES, PROPAGATION
 from sandbox.runtime.bundle.plan import NAMESPACES, hooks_of
-from sandbox.runtime.init.program import CAPABILITIES
+from sandbox.runtime.init.names import CAPABILITIES
 from sandbox.runtime.security import bpf
 from sandbox.runtime.security.seccomp import ACTIONS
 

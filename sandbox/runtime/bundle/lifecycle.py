@@ -22,7 +22,7 @@ from sandbox.runtime.bundle.making import NOTHING_GIVEN, Given, Making, at_direc
 from sandbox.runtime.bundle.plan import NAMESPACES, hook_plan, hooks_of, make_plan, process_plan
 from sandbox.runtime.bundle.states import SOCKET, Record, States, hook_state, process_start
 from sandbox.runtime.init import bundle, cgroup, hooks, link
-from sandbox.runtime.security.seccomp import Filters
+from sandbox.runtime.security.filters import Filters
 
 _NAMESPACE_FILES = {"network": "net", "mount": "mnt"}
 

@@ -12,7 +12,7 @@ from sandbox.runtime.bundle.config import Capabilities, Config, Device, Linux, N
 from sandbox.runtime.bundle.mounts import PROPAGATION, Step, mount_step
 from sandbox.runtime.bundle.resources import Groups
 from sandbox.runtime.init import syscalls as s
-from sandbox.runtime.init.program import CAPABILITIES
+from sandbox.runtime.init.names import CAPABILITIES
 
 NAMESPACES = {
     "user": s.CLONE_NEWUSER, "mount": s.CLONE_NEWNS, "pid": s.CLONE_NEWPID, "network": s.CLONE_NEWNET, "ipc": s.CLONE_NEWIPC,

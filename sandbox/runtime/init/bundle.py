@@ -17,6 +17,7 @@ import termios
 
 from sandbox.runtime.init import bundle_steps, hooks, link, pid1, program
 from sandbox.runtime.init import syscalls as s
+from sandbox.runtime.init.names import CAPABILITIES
 from sandbox.runtime.init.steps import StepError
 
 TYPE_CHECKING = False
@@ -281,7 +282,7 @@ def _take_identity(process: Mapping[str, Any]) -> None:
 
 
 def _bits(names: Sequence[str]) -> int:
-    return sum(1 << program.CAPABILITIES[name] for name in names)
+    return sum(1 << CAPABILITIES[name] for name in names)
 
 
 def _set_ambient(bits: int) -> None:

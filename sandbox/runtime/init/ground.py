@@ -13,6 +13,7 @@ import signal
 from sandbox.runtime.init import cgroup, files, hostside, hub, link, pid1, sharing, subids
 from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.init.hostside import Refused
+from sandbox.runtime.init.names import GROUND
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from sandbox.runtime.init.title import Title
 
-KEYS = ("namespaces", "shares", "cgroup_namespace", "idmap", "cgroup", "oom_score_adj", "ulimits", "ground_steps", "hub")
-"""Of a plan, what its ground is made of; equal values: one ground suits both."""
-
 
 class Ground:
     """`pid`: init, which waits; `link`: its orders go there, its reports come from there; `userns`: -1 when it is the host's."""
@@ -32,7 +30,7 @@ class Ground:
     def __init__(self, facts: Mapping[str, Any], shown: Title, outer: int = -1) -> None:
         """Make it; Refused when Linux did not let us, and nothing is left then. `outer`: the user namespace of a hub, for a container in
         its networks."""
-        self.facts = {key: facts[key] for key in KEYS}
+        self.facts = {key: facts[key] for key in GROUND}
         self.pid, self.pidfd, self.userns, self.netns = 0, -1, -1, -1
         self._outer = outer
         self._joined: list[int] = []
@@ -95,7 +93,7 @@ class Ground:
         """Whether what `plan` says can stand on it, and it still is there. A program of ours in the place of the user's has to be imported
         before init is made."""
         is_users = not plan["process"]["unpack"] and not plan["process"]["pack"]
-        return is_users and all(self.facts[key] == plan[key] for key in KEYS) and not self._has_ended()
+        return is_users and all(self.facts[key] == plan[key] for key in GROUND) and not self._has_ended()
 
     def _has_ended(self) -> bool:
         poll = select.poll()

@@ -15,6 +15,7 @@ import stat
 import termios
 
 from sandbox.runtime.init import syscalls as s
+from sandbox.runtime.init.names import CAPABILITIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,21 +25,6 @@ if TYPE_CHECKING:
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TABLE_LIMIT = 1 << 20
 LAST_CAPABILITY = 40
-
-CAPABILITIES = {
-    name: number
-    for number, name in enumerate(
-        (
-            "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-            "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-            "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-            "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-            "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
-            "CHECKPOINT_RESTORE",
-        )
-    )
-}  # fmt: skip
-"""capabilities(7), in the order of their numbers."""
 
 
 class Refused(Exception):

@@ -1,26 +1,18 @@
-"""docker's seccomp profiles (moby, docs/security/seccomp; the same file format) → a filter for this processor, kept below ROOT.
+"""docker's seccomp profiles (moby, docs/security/seccomp; the same file format) → a filter for this processor.
 
-What a profile says depends on the container's capabilities, the processor and the Linux version; the filter is compiled once
-for each combination and read back afterwards.
+What a profile says depends on the container's capabilities, the processor and the Linux version.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from pathlib import Path
 
 import msgspec
 
 from sandbox.errors import InvalidOption, Unsupported
-from sandbox.hashing import sha256_hex
 from sandbox.runtime.security import bpf
 
-_FORMAT = b"1"
-"""Part of every cache key: count up when the compiler's output changes."""
 ACTIONS = {
     "SCMP_ACT_ALLOW": bpf.ALLOW, "SCMP_ACT_LOG": bpf.LOG, "SCMP_ACT_TRACE": bpf.TRACE, "SCMP_ACT_ERRNO": bpf.ERRNO,
     "SCMP_ACT_TRAP": bpf.TRAP, "SCMP_ACT_KILL": bpf.KILL_THREAD, "SCMP_ACT_KILL_THREAD": bpf.KILL_THREAD,
@@ -82,9 +74,9 @@ class Profile(msgspec.Struct, frozen=True, rename="camel"):
 _PROFILE = msgspec.json.Decoder(Profile)
 
 
-def default_profile() -> bytes:
-    """docker's default policy."""
-    return Path(__file__).with_name("default.json").read_bytes()
+def compiled(profile: bytes, capabilities: Sequence[str], machine: str, release: str) -> bytes:
+    """The filter of a profile for this machine and release of uname(2). Raises as `parse_profile` and `resolve`."""
+    return bpf.compile_policy(resolve(parse_profile(profile), capabilities, machine, release))
 
 
 def parse_profile(text: bytes) -> Profile:
@@ -176,37 +168,3 @@ def _action(name: str, number: int | None) -> int:
         raise InvalidOption(f"seccomp profile: errnoRet {number} is out of range")
     base = ACTIONS[name]
     return base | (_EPERM if number is None else number) if base in (bpf.ERRNO, bpf.TRACE) else base
-
-
-class Filters:
-    """Compiled filters below `directory`, one file a combination; a file that is there is whole."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._used: dict[tuple[bytes, tuple[str, ...]], bytes] = {}
-
-    @cached_property
-    def default_profile(self) -> bytes:
-        """docker's default policy, read once."""
-        return default_profile()
-
-    def filter_for(self, profile: bytes, capabilities: Sequence[str]) -> bytes:
-        """The filter for this host; compiled when it is asked for the first time. Raises as `parse_profile` and `resolve`."""
-        key = (profile, tuple(capabilities))
-        if key not in self._used:
-            self._used[key] = self._load(profile, capabilities)
-        return self._used[key]
-
-    def _load(self, profile: bytes, capabilities: Sequence[str]) -> bytes:
-        host = os.uname()
-        parts = (_FORMAT, profile, " ".join(sorted(capabilities)).encode(), host.machine.encode(), host.release.encode())
-        path = self._directory / (sha256_hex(b"\0".join(parts)) + ".bpf")
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            made = bpf.compile_policy(resolve(parse_profile(profile), capabilities, host.machine, host.release))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-        temporary.write_bytes(made)
-        temporary.rename(path)
-        return made
