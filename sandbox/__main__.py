@@ -8,6 +8,8 @@ import gc
 import os
 import sys
 
+from sandbox import modulecache
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,9 +19,10 @@ _STARTERS = ("run", "exec")
 """Verbs that start one program."""
 
 
-def main() -> NoReturn:
-    """Run the command line and exit with its status."""
+def main(*, is_module: bool = False) -> NoReturn:
+    """Run the command line and exit with its status. `is_module`: it was started by -m, so modules may come from the working directory."""
     gc.set_threshold(50_000)  # tens of thousands of objects come with the imports, and all of them stay
+    modules = None if is_module else modulecache.use()
     status = None
     if is_to_start(sys.argv[1:]):
         from sandbox.runtime import comeup
@@ -42,6 +45,8 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # of a run that succeeded it was flushed, and told; after an error that is what counts
             stream.flush()
+    if modules is not None:
+        modules.save()
     os._exit(status)  # Python would take every object apart first, for 4 ms
 
 
@@ -57,4 +62,4 @@ def is_to_start(argv: Sequence[str]) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    main(is_module=True)
