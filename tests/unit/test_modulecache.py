@@ -91,10 +91,11 @@ def test_damaged_file_does_no_harm_and_is_made_anew(run: Run, tmp_path: Path, da
     expected, kept = run(_FACTS), tmp_path / "modules"
     run(_FACTS)
     whole = kept.read_bytes()
-    half = len(whole) // 2
+    line = whole.index(b"\n") + 1
+    codes = line + 8 + int.from_bytes(whole[line : line + 8], "little")
     ways = {
         "empty": b"", "text": b"x" * 100, "cut in the index": whole[:60], "cut": whole[:-1], "longer": whole + b"0",
-        "zeros": whole[:half] + bytes(len(whole) - half), "numbers": whole[:half] + b"i" * (len(whole) - half),
+        "zeros": whole[:codes] + bytes(len(whole) - codes), "numbers": whole[:codes] + b"i" * (len(whole) - codes),
     }  # fmt: skip
     kept.write_bytes(ways[damage])
     assert run(_FACTS) == expected
