@@ -190,8 +190,10 @@ def test_how_much_a_registry_still_allows_is_told(registry: BadRegistry, tmp_pat
 
 # Wrong bytes
 
+OTHER = b"x" * len(LAYERS[0])
 WRONG: dict[str, tuple[Fault, str]] = {
-    "another content": (body(b"x" * len(LAYERS[0])), "expected sha256:"),
+    "another content": (body(OTHER), "expected sha256:"),
+    "another content, slowly": (lambda *asked: trickled(1 << 18, 0.05)(body(OTHER)(*asked), asked[1]), "expected sha256:"),
     "too short": (body(LAYERS[0][:-1000]), f"expected {len(LAYERS[0])} bytes"),
     "too long": (body(LAYERS[0] + b"more"), "got more"),
     "empty": (body(b""), "bytes, got 0"),

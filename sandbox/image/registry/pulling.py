@@ -254,8 +254,12 @@ class _Layers(msgspec.Struct):
                     self.fetcher.growing(layer).wait_whole()
                 self.store.note_layer(diff_id, oci_layer(layer))
             elif is_coming:
-                with self.fetcher.reader(layer) as stream:
-                    self.store.apply_stream(step.parent, layer, stream, diff_id=diff_id, wait_parent=wait_parent)
+                try:
+                    with self.fetcher.reader(layer) as stream:
+                        self.store.apply_stream(step.parent, layer, stream, diff_id=diff_id, wait_parent=wait_parent)
+                except InvalidImage:
+                    self.fetcher.growing(layer).wait_whole()  # bytes that are not the layer's are no tar: then that is what is raised
+                    raise
             else:
                 self.store.apply_layer(step.parent, layer, diff_id=diff_id, wait_parent=wait_parent)
         self.tell(BlobProgress(layer.digest, "done", layer.size, layer.size))
