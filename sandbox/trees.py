@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sandbox.errors import SetupFailed
-from sandbox.image.owners import give, owner_of
+from sandbox.image.owners import give, give_mode, mode_of, owner_of
 from sandbox.image.tree import Tree, is_whiteout
 from sandbox.runtime.init import owned
 
@@ -69,4 +68,4 @@ def populate(tree: Tree, path: str, target: Path) -> None:
             continue
         give(str(copy), *owner_of(os.fsencode(item.source), item.stat))
         if not item.is_symlink:
-            copy.chmod(stat.S_IMODE(item.stat.st_mode))
+            give_mode(str(copy), mode_of(os.fsencode(item.source), item.stat))

@@ -19,7 +19,7 @@ import msgspec
 
 from sandbox.build.transfer import ROOT, LayerWriter, Manner, Owner
 from sandbox.errors import BuildError, UnsafeLayer
-from sandbox.image.owners import keep_owner
+from sandbox.image.owners import give_mode, keep_owner
 from sandbox.image.tarinput import CappedInfo, members
 from sandbox.image.tree import Entry
 
@@ -165,7 +165,7 @@ class _Unpacker(msgspec.Struct):
             while data := content.read(_CHUNK):
                 out.write(data)
             self.writer.own(fd, self._owner(member))
-            os.fchmod(fd, _mode(member))
+            give_mode(fd, _mode(member))
 
     def _node(self, member: tarfile.TarInfo, place: str) -> None:
         kinds = {tarfile.FIFOTYPE: stat.S_IFIFO, tarfile.CHRTYPE: stat.S_IFCHR, tarfile.BLKTYPE: stat.S_IFBLK}

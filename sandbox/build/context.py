@@ -20,7 +20,7 @@ from e2b_dockerfile_utils import PatternMatcher
 
 from sandbox.build.globs import expand_glob, is_wild, literal
 from sandbox.errors import BuildError
-from sandbox.image.owners import NOTE, owner_of
+from sandbox.image.owners import NOTE, mode_of, owner_of
 from sandbox.image.tree import Entry, Tree
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,6 +40,9 @@ class Source(Protocol):
 
     def owner(self, entry: Entry) -> tuple[int, int]:
         """The uid and gid it arrives with."""
+
+    def mode(self, entry: Entry) -> int:
+        """The permissions it arrives with."""
 
     def lookup(self, path: str, *, follow: bool = False) -> Entry | None:
         """The entry at this path; links in the way are resolved, the last component only with `follow`."""
@@ -116,6 +119,10 @@ class TreeSource:
     def owner(self, entry: Entry) -> tuple[int, int]:
         """As Source; also one that could only be noted (`image.owners`)."""
         return owner_of(os.fsencode(entry.source), entry.stat)
+
+    def mode(self, entry: Entry) -> int:
+        """As Source; also one that could only be noted."""
+        return mode_of(os.fsencode(entry.source), entry.stat)
 
     def scandir(self, path: str) -> list[Entry]:
         """As Source."""
@@ -213,6 +220,10 @@ class Context:
     def owner(self, entry: Entry) -> tuple[int, int]:  # noqa: ARG002 (the protocol's)
         """As Source: root's, whoever has it here."""
         return 0, 0
+
+    def mode(self, entry: Entry) -> int:
+        """As Source: as here."""
+        return stat.S_IMODE(entry.stat.st_mode)
 
     def scandir(self, path: str) -> list[Entry]:
         """As Source; without what .dockerignore hides. The path must not lead through links."""

@@ -10,7 +10,6 @@ import hashlib
 import os
 import posixpath
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
@@ -228,7 +227,7 @@ def content_digest(source: Source, match: Match, memory: Memory) -> str:
 def _record(source: Source, entry: Entry, memory: Memory) -> Iterator[bytes]:
     """What counts of one entry, its name apart."""
     status, kind = entry.stat, kind_of(entry)
-    mode = 0 if kind == "l" else stat.S_IMODE(status.st_mode)
+    mode = 0 if kind == "l" else source.mode(entry)
     yield b"%b %o %d %d\0" % (kind.encode(), mode, *source.owner(entry))
     if kind == "-":
         yield memory.file_digest(status, lambda: source.open(entry))

@@ -45,6 +45,10 @@ class View(msgspec.Struct):
         """As Source."""
         return self.source.owner(entry)
 
+    def mode(self, entry: Entry) -> int:
+        """As Source."""
+        return self.source.mode(entry)
+
     def lookup(self, path: str, *, follow: bool = False) -> Entry | None:
         """As Source; without regard to the view."""
         return self.source.lookup(path, follow=follow)

@@ -21,7 +21,7 @@ import msgspec
 from sandbox.build.context import Match, Source, TreeSource, kind_of
 from sandbox.build.modes import SetMode
 from sandbox.errors import BuildError
-from sandbox.image.owners import give
+from sandbox.image.owners import give, give_mode
 from sandbox.image.tree import Entry, Tree
 
 Owner = tuple[int, int]
@@ -70,7 +70,7 @@ class LayerWriter:
             stream.write(data)
             stream.flush()
             self.own(fd, manner.owner or ROOT)
-            os.fchmod(fd, manner.mode(0o644, False) if manner.mode else 0o644)
+            give_mode(fd, manner.mode(0o644, False) if manner.mode else 0o644)
             os.utime(fd, ns=(self._now_ns, self._now_ns))
 
     def _prepare(self, destination: str, name: str, manner: Manner, *, into: bool) -> tuple[str, Entry | None]:
@@ -105,7 +105,7 @@ class LayerWriter:
         place = self.place(path)
         os.mkdir(place, 0o700)
         self.own(place, owner)
-        os.chmod(place, mode)
+        give_mode(place, mode)
         self._times[place] = mtime_ns
 
     def copy_up(self, entry: Entry) -> None:
@@ -114,7 +114,7 @@ class LayerWriter:
         if entry.source == place:
             return
         status, below = entry.stat, TreeSource(self.tree)
-        self.new_directory(entry.path, below.owner(entry), stat.S_IMODE(status.st_mode), status.st_mtime_ns)
+        self.new_directory(entry.path, below.owner(entry), below.mode(entry), status.st_mtime_ns)
         for name, value in below.xattrs(entry).items():
             os.setxattr(place, name, value)
 
@@ -122,7 +122,7 @@ class LayerWriter:
         """Give a directory of this layer other metadata."""
         place = self.place(path)
         self.own(place, owner)
-        os.chmod(place, mode)
+        give_mode(place, mode)
         self._times[place] = mtime_ns
 
     def clear(self, path: str, existing: Entry | None) -> None:
@@ -213,7 +213,7 @@ class _Copy:
             try:
                 _copy_content(src, dst, entry)
                 self._writer.own(dst, self._owner(entry))
-                os.fchmod(dst, self._mode(entry))
+                give_mode(dst, self._mode(entry))
                 self._attributes(entry, dst)
                 os.utime(dst, ns=(status.st_mtime_ns, status.st_mtime_ns))
             finally:
@@ -244,7 +244,7 @@ class _Copy:
         return self._source.owner(entry) if self._manner.owner is None else self._manner.owner
 
     def _mode(self, entry: Entry) -> int:
-        mode = stat.S_IMODE(entry.stat.st_mode)
+        mode = self._source.mode(entry)
         return self._manner.mode(mode, entry.is_dir) if self._manner.mode else mode
 
 

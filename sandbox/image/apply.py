@@ -20,7 +20,7 @@ from typing import IO, cast
 
 from sandbox.errors import InvalidImage, UnsafeLayer, Unsupported
 from sandbox.image.layers import content_size
-from sandbox.image.owners import CAPABILITY_NOTE, NOTE, give, give_xattr, keep_owner, owner_of
+from sandbox.image.owners import CAPABILITY_NOTE, NOTE, give, give_mode, give_xattr, keep_owner, mode_of, owner_of
 from sandbox.image.plain import decompressed
 from sandbox.image.tarinput import STREAM_ERRORS, CappedInfo, Forward, members
 from sandbox.image.tree import OPAQUE, Entry, Tree, is_opaque, is_whiteout
@@ -80,8 +80,6 @@ class _Applier:
         self._entered, self._linked = _Descent(root, self._imitate), _Descent(root, self._imitate)
         self._places: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._times: dict[tuple[str, ...], float] = {}
-        self._closed: dict[tuple[str, ...], int] = {}
-        """Modes of directories into which an ordinary user could not write; root's are never of these."""
 
     @cached_property
     def _below(self) -> Tree:
@@ -155,12 +153,10 @@ class _Applier:
         return f"/proc/self/fd/{self._root}/" + "/".join(place)
 
     def finish(self) -> None:
-        """The times of directories, which every entry made in them has changed, and what closes them to us. Deepest first."""
+        """The times of directories, which every entry made in them has changed. Deepest first."""
         for parts in sorted(self._times, key=len, reverse=True):
             directory = self._entered.enter(parts, "/".join(parts))
             os.utime(f"/proc/self/fd/{directory}", (self._times[parts], self._times[parts]))
-            if parts in self._closed:
-                os.chmod(f"/proc/self/fd/{directory}", self._closed[parts])
 
     def _imitate(self, fd: int, place: tuple[str, ...]) -> None:
         """A directory that this layer needs and does not name: as the layers below have it, for it will stand before theirs."""
@@ -170,7 +166,7 @@ class _Applier:
         here = f"/proc/self/fd/{fd}"
         with _opened(here) as directory:  # `fd` is but a path
             give(directory, *owner_of(os.fsencode(lower.source), lower.stat))
-        os.chmod(here, self._opened_mode(place, stat.S_IMODE(lower.stat.st_mode)))
+            give_mode(directory, mode_of(os.fsencode(lower.source), lower.stat))
         for key in os.listxattr(lower.source, follow_symlinks=False):
             if key.startswith("user.") and not key.startswith(_FOREIGN_XATTRS):
                 os.setxattr(here, key, os.getxattr(lower.source, key, follow_symlinks=False))
@@ -205,18 +201,10 @@ class _Applier:
             _replace_by_directory(parent, parts[-1])
         fd = os.open(parts[-1], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
-            self._finish(fd, member, self._opened_mode(parts, member.mode & 0o7777))
+            self._finish(fd, member)
         finally:
             os.close(fd)
         self._times[parts] = member.mtime
-
-    def _opened_mode(self, parts: tuple[str, ...], mode: int) -> int:
-        """The mode of a directory until `finish`."""
-        self._closed.pop(parts, None)
-        if os.geteuid() == 0 or mode & 0o700 == 0o700:
-            return mode
-        self._closed[parts] = mode
-        return mode | 0o700
 
     def _make_file(self, parent: int, name: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
@@ -261,10 +249,10 @@ class _Applier:
             raise UnsafeLayer(message, path=member.name) from err
         keep_owner(f"/proc/self/fd/{other}/{target[-1]}", f"/proc/self/fd/{parent}/{name}")
 
-    def _finish(self, fd: int, member: tarfile.TarInfo, mode: int | None = None) -> None:
-        """Owner before mode (None: the member's): chown clears the setuid bit."""
+    def _finish(self, fd: int, member: tarfile.TarInfo) -> None:
+        """Owner before mode: chown clears the setuid bit."""
         give(fd, member.uid, member.gid)
-        os.fchmod(fd, member.mode & 0o7777 if mode is None else mode)
+        give_mode(fd, member.mode & 0o7777)
         for key, value in member.pax_headers.items():
             name = key.removeprefix(_XATTR)
             if name != key and not name.startswith(_FOREIGN_XATTRS):

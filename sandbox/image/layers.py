@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from sandbox.errors import ImageError, InvalidImage
 from sandbox.image import tar
-from sandbox.image.owners import CAPABILITY_NOTE, NOTE, owner_of, xattr_meant
+from sandbox.image.owners import CAPABILITY_NOTE, NOTE, mode_of, owner_of, xattr_meant
 from sandbox.image.tar import Member
 from sandbox.image.tree import Tree, is_opaque, is_whiteout
 
@@ -162,8 +162,8 @@ def _scan(directory: bytes, prefix: bytes) -> list[tuple[bytes, os.DirEntry[byte
 
 
 def _describe(name: bytes, path: bytes, status: os.stat_result, linked: dict[tuple[int, int], bytes]) -> _Item:
-    mode, kind = status.st_mode, stat.S_IFMT(status.st_mode)
-    member = Member(name, _KINDS[kind], stat.S_IMODE(mode), *owner_of(path, status), mtime=int(status.st_mtime_ns // 1_000_000_000))
+    kind = stat.S_IFMT(status.st_mode)
+    member = Member(name, _KINDS[kind], mode_of(path, status), *owner_of(path, status), mtime=int(status.st_mtime_ns // 1_000_000_000))
     if kind == stat.S_IFREG:
         return _describe_file(member, path, status, linked)
     if kind == stat.S_IFDIR:

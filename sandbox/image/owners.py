@@ -1,8 +1,9 @@
-"""Owners of a layer's files, also where Linux lets us give none.
+"""Owners and modes of a layer's files, also where Linux lets us give none, or they would shut us out.
 
 Without privileges every file is ours and stands for the image's root (user_namespaces(7): one id is mapped). The owner that a layer
 names is noted beside the file, so that the layer leaves as it came; inside a container of a user without subordinate ids the file is
-root's. Symbolic links and special files can hold no attribute (xattr(7)): their directory's holds their owners.
+root's. Symbolic links and special files can hold no attribute (xattr(7)): their directory's holds their owners. What its owner may not
+read (Fedora's /etc/shadow has mode 000, which hinders root as little as a container's) is readable at rest, and its mode is noted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 Owner = tuple[int, int]
 NOTE = "user.sandbox.owner"
-"""`uid:gid` of a file that is not root's; never of an image: a layer's own attribute that begins so is dropped."""
+"""`uid:gid` of a file that is not root's, and `uid:gid:mode` (octal) of one that its owner may not read; never of an image: a layer's own
+attribute that begins so is dropped."""
 LINKS_NOTE = "user.sandbox.owners"
 """Of a directory, whose its symbolic links and special files are: `uid:gid`, then those of other owners, each `NUL uid:gid name`."""
 _LONGEST = 1024
@@ -46,6 +48,44 @@ def give(place: str | int, uid: int, gid: int) -> None:
         os.lchown(place, uid, gid)
 
 
+def give_mode(place: str | int, mode: int) -> None:
+    """Give a file or directory (no link), after its owner, the permissions it has in the image; OSError."""
+    if os.geteuid() != 0:
+        status = os.stat(place)
+        if hidden := hidden_bits(status, mode):
+            os.setxattr(place, NOTE, b"%d:%d:%o" % (*_noted(place)[:2], mode))
+            mode |= hidden
+    os.chmod(place, mode)
+
+
+def mode_of(place: bytes, status: os.stat_result) -> int:
+    """The permissions in the image of what `place` is."""
+    mode = stat.S_IMODE(status.st_mode)
+    if os.geteuid() == 0 or not can_hold_note(status) or NOTE not in os.listxattr(place, follow_symlinks=False):
+        return mode
+    noted = _noted(place)[2]
+    return mode if noted is None or noted | hidden_bits(status, noted) != mode else noted  # else a program has changed it since
+
+
+def hidden_bits(status: os.stat_result, mode: int) -> int:
+    """What the owner of such a file lacks to read it."""
+    if stat.S_ISDIR(status.st_mode):
+        return 0o700 & ~mode
+    return 0o400 & ~mode if stat.S_ISREG(status.st_mode) else 0
+
+
+def _noted(place: str | bytes | int) -> tuple[int, int, int | None]:
+    try:
+        rows = os.getxattr(place, NOTE).split(b":")
+    except OSError as err:
+        if err.errno != errno.ENODATA:
+            raise
+        rows = []
+    if len(rows) not in (2, 3) or not all(row.isdigit() for row in rows):  # none, or a program's own
+        return *_ROOT, None
+    return int(rows[0]), int(rows[1]), int(rows[2], 8) & 0o7777 if rows[2:] else None
+
+
 def keep_owner(place: str, name: str) -> None:
     """A second name of the same file has the same owner; only for links and special files that is not so by itself."""
     if os.geteuid() != 0 and not can_hold_note(status := os.lstat(place)):
@@ -70,8 +110,7 @@ def owner_of(place: bytes, status: os.stat_result) -> Owner:
     if uid == 0:
         return status.st_uid, status.st_gid
     if NOTE in os.listxattr(place, follow_symlinks=False):
-        noted = os.getxattr(place, NOTE, follow_symlinks=False).decode("ascii").split(":")
-        return int(noted[0]), int(noted[1])
+        return _noted(place)[:2]
     if (status.st_uid, status.st_gid) != (uid, os.getegid()):
         return inside(status.st_uid, status.st_gid)
     return _ROOT if can_hold_note(status) else _links_owner(*os.path.split(place))

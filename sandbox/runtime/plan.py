@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from sandbox.errors import InvalidOption, Unsupported
+from sandbox.runtime.init import subids
 from sandbox.runtime.init import syscalls as s
 from sandbox.runtime.init.names import CAPABILITIES, GROUND
 from sandbox.runtime.security.capabilities import choose_capabilities
@@ -211,7 +212,7 @@ def _idmap(spec: ContainerSpec, site: Site) -> dict[str, Any] | None:
         return _range_of_its_own(site.id_base)
     if site.subids:
         return dict(site.subids)
-    return {"uid": [[0, site.uid, 1]], "gid": [[0, site.gid, 1]], "setgroups": False}
+    return subids.own(site.uid, site.gid)
 
 
 def _range_of_its_own(id_base: int) -> dict[str, Any]:

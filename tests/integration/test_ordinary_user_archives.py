@@ -22,10 +22,13 @@ RUN mkdir -p /d/e /m /mine; echo text > /d/e/f; chown -R 1000:1001 /d; ln -s f /
     chown -h 5:6 /m/*; ln -s d /way; chown -h 3:4 /way
 FROM made
 RUN ln -s y /d/e/new; chown -h 11:12 /d/e/new; ln -s r /d/e/r; touch /s; chown 33:34 /s; chmod 4755 /s; rm /m/a-name-longer-than-most-7; \\
-    mkdir /closed; echo x > /closed/f; chmod 555 /closed
+    mkdir /closed; echo x > /closed/f; chmod 555 /closed; mkdir -p /shut/in; echo y > /shut/f; cp /shut/f /shut/g; chown 5:6 /shut/g; \\
+    echo z > /shut/in/h; chmod 0 /shut/f /shut/in/h; chmod 4200 /shut/g; chmod 300 /shut/in; chmod 0 /shut
+COPY --from=made /d /copied
+RUN echo more >> /shut/f; chmod 640 /shut/g; mkdir /shut/in/i; chmod 0 /shut/in/i /copied/e/f
 """
 """Owners of files, directories, links and pipes; of links also in a directory that two layers have. And a directory
-into which its owner may not write."""
+into which its owner may not write, and files and directories that only root may read."""
 
 
 @pytest.fixture(scope="module")

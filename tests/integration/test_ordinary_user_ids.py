@@ -22,8 +22,12 @@ from tests.support.ordinary_user import OrdinaryUser, Say, give_subordinate_ids,
 pytestmark = [requires("root", "userns", "overlay", "tool:busybox", "tool:newuidmap"), pytest.mark.xdist_group("ordinary user")]
 
 LINKS = "ln -s f /d/e/l; chown -h 5:6 /d/e/l; mkfifo -m 600 /d/e/p; chown 7:8 /d/e/p; ln -s f /d/e/r; chown -h 0:0 /d/e/r"
-MAKE = f"mkdir -p /d/e; echo secret > /d/e/f; chown -R 1000:1001 /d; {LINKS}; chmod 700 /d; touch /s; chown 33:34 /s; chmod 4755 /s"
-SHOW = "stat -c '%a %u %g %n' /d /d/e /d/e/f /d/e/l /d/e/p /d/e/r /s"
+CLOSED = "touch /f /g; chown 33 /f; mkdir /k; touch /k/f; chmod 0 /f /g /k/f /k"
+MAKE = (
+    f"mkdir -p /d/e; echo secret > /d/e/f; chown -R 1000:1001 /d; {LINKS}; chmod 700 /d; {CLOSED};"
+    " touch /s; chown 33:34 /s; chmod 4755 /s"
+)
+SHOW = "stat -c '%a %u %g %n' /d /d/e /d/e/f /d/e/l /d/e/p /d/e/r /s /f /g /k"
 SHOWN = """700 1000 1001 /d
 755 1000 1001 /d/e
 644 1000 1001 /d/e/f
@@ -31,6 +35,9 @@ SHOWN = """700 1000 1001 /d
 600 7 8 /d/e/p
 777 0 0 /d/e/r
 4755 33 34 /s
+0 33 0 /f
+0 0 0 /g
+0 0 0 /k
 """
 CHANGES = (
     "mkdir -p /d/own; touch /d/own/f; ln /d/own/f /d/own/g; chown -R 5:6 /d; ln -s x /d/l; chown -h 9:9 /d/l; chmod 700 /d/own;"
@@ -41,13 +48,18 @@ OF_MANY_OWNERS = f"""FROM box AS made
 RUN {MAKE}
 RUN mkdir /m; i=0; while test $i -lt 200; do ln -s x /m/a-name-longer-than-most-$i; i=$((i+1)); done; chown -h 5:6 /m/*; \\
     ln -s x /m/of-7; chown -h 7:7 /m/of-7; ln -s x /m/of-root; ln /m/of-7 /m/linked
+RUN mkdir -p /shut/in; echo a > /shut/f; echo b > /shut/in/g; chown 5:6 /shut/in/g; chmod 4000 /shut/in/g; \\
+    chmod 200 /shut/f; chmod 0 /shut/in /shut
 FROM box
 COPY --from=made /d /d
 COPY --from=made /m /m
 COPY --from=made --chown=9:9 /m /n
+COPY --from=made /shut /shut
+RUN echo c >> /shut/f; chmod 644 /shut/in/g; chmod 0 /shut
 RUN ln -s y /d/e/new; chown -h 11:12 /d/e/new; rm /d/e/l; mv /m/of-7 /m/moved; chown -h 13 /m/of-root
 """
-"""Links of one owner, of several, and of so many names that they do not fit into an attribute."""
+"""Links of one owner, of several, and of so many names that they do not fit into an attribute. And files that
+only root may read."""
 
 
 @pytest.fixture(scope="module")

@@ -80,8 +80,18 @@ def owner(path: bytes, status: os.stat_result) -> tuple[int, int]:
     else:
         default, *rows = _attribute(directory, "user.sandbox.owners").split(b"\0")
         note = {row.partition(b" ")[2]: row.partition(b" ")[0] for row in rows}.get(name, default)
-    uid, gid = (note or b"0:0").split(b":")
+    uid, gid = (note or b"0:0").split(b":")[:2]
     return int(uid), int(gid)
+
+
+def mode(path: bytes, status: os.stat_result) -> int:
+    """Its permissions in the image: in an ordinary user's store those that would shut the user out are noted."""
+    here = stat.S_IMODE(status.st_mode)
+    if not _is_noted(path) or stat.S_IFMT(status.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        return here
+    noted = _attribute(path, "user.sandbox.owner").split(b":")[2:]
+    opened = 0o700 if stat.S_ISDIR(status.st_mode) else 0o400
+    return int(noted[0], 8) if noted and int(noted[0], 8) | opened == here else here
 
 
 def _is_noted(path: bytes) -> bool:
@@ -96,7 +106,7 @@ def _attribute(path: bytes, name: str) -> bytes:
 
 def _entry(name: bytes, path: bytes, status: os.stat_result, seen: dict[int, bytes]) -> Iterator[bytes]:
     kind = stat.S_IFMT(status.st_mode)
-    numbers = (stat.S_IMODE(status.st_mode), *owner(path, status), 0, status.st_mtime_ns // 10**9)
+    numbers = (mode(path, status), *owner(path, status), 0, status.st_mtime_ns // 10**9)
     device = (os.major(status.st_rdev), os.minor(status.st_rdev)) if kind in (stat.S_IFCHR, stat.S_IFBLK) else (0, 0)
     if kind == stat.S_IFREG and status.st_nlink > 1 and seen.setdefault(status.st_ino, name) != name:
         yield _header(name, b"1", numbers, seen[status.st_ino], device, {})

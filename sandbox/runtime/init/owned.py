@@ -1,7 +1,8 @@
 """Files of an ordinary user's containers that belong to subordinate ids: only inside a user namespace can they be dealt with.
 
-At rest every file is the user's, and the owner in the image is noted beside it (sandbox.image.owners): so the engine can read all. While a
-container uses them, files have the owners themselves: `restore` before, `harvest` after it; a layer with such files gets a `twin`.
+At rest every file is the user's and readable, and the owner in the image (and the mode, where it shuts us out) is noted beside it
+(sandbox.image.owners): so the engine can read all. While a container uses them, files have the owners themselves: `restore` before,
+`harvest` after it; a layer with such files gets a `twin`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _ROOT = (0, 0)
 NOTE = "user.sandbox.owner"
-"""As sandbox.image.owners writes it: `uid:gid`."""
+"""As sandbox.image.owners writes it: `uid:gid`, or `uid:gid:mode`."""
 LINKS_NOTE = "user.sandbox.owners"
 """As well, of a directory: `uid:gid` of most links and special files in it, then `NUL uid:gid name` for each of the others."""
 CAPABILITY_NOTE = "user.sandbox.capability"
@@ -39,8 +40,9 @@ _FAILED = 1
 def perform(job: str, *paths: str, idmap: Mapping[str, Any] | None = None) -> bool:
     """Do one of `JOBS` in a child of a process without threads; False: it failed, or there is no `idmap` for want of subordinate ids."""
     idmap = idmap or subids.find(os.geteuid(), os.getegid())
-    if idmap is None:
+    if idmap is None and job not in _FOR_ANYBODY:
         return False
+    idmap = idmap or subids.own(os.geteuid(), os.getegid())
     (ready, tell), (wait, go) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -63,7 +65,7 @@ def perform(job: str, *paths: str, idmap: Mapping[str, Any] | None = None) -> bo
 
 def spawn(job: str, *paths: str) -> bool:
     """As `perform`, from a process that may have threads."""
-    if subids.find(os.geteuid(), os.getegid()) is None:
+    if job not in _FOR_ANYBODY and subids.find(os.geteuid(), os.getegid()) is None:
         return False
     packages = __file__
     for _ in range(4):
@@ -95,10 +97,10 @@ def _be_inside(job: str, paths: tuple[str, ...], tell: int, wait: int, others: b
 
 
 def needs_harvest(top: str) -> bool:
-    """Whether anything below belongs to somebody else; seen from outside, where what cannot be looked into does."""
+    """Whether anything below belongs to somebody else or is closed to us; seen from outside, where what cannot be looked into does."""
     uid, gid = os.geteuid(), os.getegid()
     try:
-        return any((status.st_uid, status.st_gid) != (uid, gid) or _capability(path, status) for path, status in _below(top))
+        return any(_owner(status) != (uid, gid) or _hidden_bits(status) or _capability(path, status) for path, status in _below(top))
     except PermissionError:
         return True
 
@@ -111,30 +113,57 @@ def harvest(top: str) -> None:
             if capability := _capability(path, status):
                 os.setxattr(path, CAPABILITY_NOTE, capability)
                 os.removexattr(path, CAPABILITY)
-            if _owner(status) != _ROOT:
-                if _can_hold_note(status):
-                    os.setxattr(path, NOTE, b"%d:%d" % _owner(status))
-                _chown(path, status, *_ROOT)
+            _lay_to_rest(path, status)
+
+
+def _lay_to_rest(path: str, status: os.stat_result) -> None:
+    owner, hidden = _owner(status), _hidden_bits(status)
+    if hidden:  # root's by now may mean that one who was killed got as far as that
+        noted = (owner == _ROOT and _noted(path, status, None)) or owner
+        os.setxattr(path, NOTE, b"%d:%d:%o" % (*noted, stat.S_IMODE(status.st_mode)))
+    elif owner != _ROOT and _can_hold_note(status):
+        os.setxattr(path, NOTE, b"%d:%d" % owner)
+    if owner != _ROOT:
+        _chown(path, status, *_ROOT)
+    if hidden:
+        os.chmod(path, stat.S_IMODE(status.st_mode) | hidden)
 
 
 def restore(top: str) -> None:
-    """Every file goes to whom its note says."""
+    """Every file goes to whom its note says, if there is such a user here, with the mode that it says."""
     noting = []
     for directory, entries in _directories(top):
-        links = _LinkOwners.of(directory, entries)
-        if links:
-            noting.append(directory)
+        links, all_given = _LinkOwners.of(directory, entries), True
         for path, status in entries:
-            if owner := _noted(path, status, links):
-                _chown(path, status, *owner)
+            owner = _noted(path, status, links)
+            is_given = owner is None or _give(path, status, owner)
             if _can_hold_note(status):
-                if owner:
+                if owner and is_given:
                     os.removexattr(path, NOTE)
                 if capability := _xattr(path, CAPABILITY_NOTE):
                     os.setxattr(path, CAPABILITY, capability)
                     os.removexattr(path, CAPABILITY_NOTE)
+            elif not is_given:
+                all_given = False
+        if links and all_given:
+            noting.append(directory)
     for directory in noting:  # at last: after a kill everything is given once more
         os.removexattr(directory, LINKS_NOTE)
+
+
+def _give(path: str, status: os.stat_result, owner: Owner) -> bool:
+    """False: its owner is not among the ids here. It has its mode in any case."""
+    mode = _noted_mode(path, status)
+    try:
+        _chown(path, status, *owner)
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+        return False
+    finally:
+        if mode is not None:
+            os.chmod(path, mode)
+    return True
 
 
 def twin(source: str, target: str) -> None:
@@ -150,7 +179,7 @@ def twin(source: str, target: str) -> None:
 
 def copy(source: str, target: str) -> None:
     """Into an empty directory, the files of a container that runs as `harvest` would leave them."""
-    _copy_tree(source, target, lambda _, status: _owner(status))
+    _copy_tree(source, target, lambda _, status: _owner(status), with_notes=True)
     harvest(target)
 
 
@@ -180,8 +209,9 @@ def _given(directory: str, entries: Entries) -> Iterator[tuple[str, Owner]]:
             yield path, _ROOT
 
 
-def _copy_tree(source: str, target: str, owner_of: Callable[[str, os.stat_result], Owner | None]) -> None:
-    """`owner_of` says whose the copy of a file is; None: the file itself will do. Hard links are kept."""
+def _copy_tree(source: str, target: str, owner_of: Callable[[str, os.stat_result], Owner | None], *, with_notes: bool = False) -> None:
+    """`owner_of` says whose the copy of a file is; None: the file itself will do. Hard links are kept. `with_notes`: what is noted stays
+    so, else it is given."""
     directories, made = [], dict[int, str]()
     for path, status in _below(source):
         place, owner = target + path[len(source) :], owner_of(path, status)
@@ -193,11 +223,11 @@ def _copy_tree(source: str, target: str, owner_of: Callable[[str, os.stat_result
             os.link(made.get(status.st_ino, path), place, follow_symlinks=False)
         else:
             _copy_file(path, place, status)
-            _copy_rest(path, place, status, owner)
+            _copy_rest(path, place, status, owner, with_notes)
             if status.st_nlink > 1:
                 made[status.st_ino] = place
     for path, place, status, owner in reversed(directories):  # the times of a directory, once it is complete
-        _copy_rest(path, place, status, owner)
+        _copy_rest(path, place, status, owner, with_notes)
 
 
 def remove(top: str) -> None:
@@ -212,6 +242,8 @@ def remove(top: str) -> None:
         os.rmdir(path)
 
 
+_FOR_ANYBODY = (harvest.__name__, copy.__name__, names.__name__, measure.__name__)
+"""Jobs for which a user namespace with one's own id will do."""
 JOBS: dict[str, Callable[..., None]] = {job.__name__: job for job in (harvest, restore, twin, copy, names, measure, remove)}
 
 
@@ -251,8 +283,25 @@ def _noted(path: str, status: os.stat_result, links: _LinkOwners | None) -> Owne
         return None
 
 
+def _noted_mode(path: str | int, status: os.stat_result) -> int | None:
+    """Of what is at rest, where its own shuts us out."""
+    noted = _xattr(path, NOTE) if _can_hold_note(status) else None
+    rows = noted.split(b":") if noted else []
+    if len(rows) != 3 or not rows[2].isdigit():
+        return None
+    return int(rows[2], 8) & 0o7777
+
+
+def _hidden_bits(status: os.stat_result, mode: int | None = None) -> int:
+    """What the owner of such a file lacks to read it, with its mode or this one."""
+    mode = status.st_mode if mode is None else mode
+    if stat.S_ISDIR(status.st_mode):
+        return 0o700 & ~mode
+    return 0o400 & ~mode if stat.S_ISREG(status.st_mode) else 0
+
+
 def _numbers(owner: bytes) -> Owner:
-    uid, _, gid = owner.partition(b":")
+    uid, gid = owner.split(b":")[:2]
     return int(uid), int(gid)
 
 
@@ -317,6 +366,12 @@ def noted_owner(fd: int) -> Owner | None:
     return _numbers(note) if note else None
 
 
+def meant_mode(fd: int, status: os.stat_result) -> int:
+    """The mode of an open file or directory; what it is noted to be, if it still is as it was laid to rest."""
+    mode, noted = stat.S_IMODE(status.st_mode), _noted_mode(fd, status)
+    return mode if noted is None or noted | _hidden_bits(status, noted) != mode else noted
+
+
 def noted_capability(fd: int) -> bytes | None:
     """An open file's `security.capability`, where it is at rest."""
     return _xattr(fd, CAPABILITY_NOTE)
@@ -364,12 +419,13 @@ def _copy_content(path: str, copy: str) -> None:
         os.close(target)
 
 
-def _copy_rest(path: str, copy: str, status: os.stat_result, owner: Owner) -> None:
+def _copy_rest(path: str, copy: str, status: os.stat_result, owner: Owner, with_notes: bool) -> None:
     os.lchown(copy, *owner)
     if not stat.S_ISLNK(status.st_mode):
-        os.chmod(copy, stat.S_IMODE(status.st_mode))
+        noted = None if with_notes else _noted_mode(path, status)
+        os.chmod(copy, stat.S_IMODE(status.st_mode) if noted is None else noted)
     for name in os.listxattr(path, follow_symlinks=False):
-        if name not in (NOTE, LINKS_NOTE):
+        if with_notes or name not in (NOTE, LINKS_NOTE):
             meant = CAPABILITY if name == CAPABILITY_NOTE else name
             os.setxattr(copy, meant, os.getxattr(path, name, follow_symlinks=False))
     os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)

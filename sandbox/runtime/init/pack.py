@@ -149,12 +149,15 @@ class _Walk:
     def _add_directory(self, name: str, found: os.stat_result, parent: int, path: str, last: int) -> None:
         fd = s.openat2(parent, path, os.O_RDONLY | os.O_DIRECTORY | last)
         try:
-            self._add(name, found, attributes=self._attributes(fd), owner=self._owner(fd))
+            self._add(name, found, attributes=self._attributes(fd), owner=self._owner(fd), mode=self._mode(fd, found))
         finally:
             os.close(fd)
 
     def _owner(self, fd: int) -> Owner | None:
         return owned.noted_owner(fd) if self._wanted["notes"] else None
+
+    def _mode(self, fd: int, found: os.stat_result) -> int | None:
+        return owned.meant_mode(fd, found) if self._wanted["notes"] else None
 
     def _attributes(self, fd: int) -> dict[str, str]:
         found = attributes(fd)
@@ -162,12 +165,18 @@ class _Walk:
         return {**found, _record(_CAPABILITY): _text(capability)} if capability else found
 
     def _add(
-        self, name: str, found: os.stat_result, target: str = "", attributes: Mapping[str, str] = _NONE, owner: Owner | None = None
+        self,
+        name: str,
+        found: os.stat_result,
+        target: str = "",
+        attributes: Mapping[str, str] = _NONE,
+        owner: Owner | None = None,
+        mode: int | None = None,
     ) -> None:
         """An entry without content. Sockets and devices do not travel."""
         kind = _KINDS.get(stat.S_IFMT(found.st_mode))
         if kind is not None:
-            self._tar.addfile(_member(name, found, kind, target, attributes, owner))
+            self._tar.addfile(_member(name, found, kind, target, attributes, owner, mode))
 
     def _add_file(self, fd: int, name: str) -> None:
         """A regular file, which is closed; what it was exchanged for meanwhile is left out."""
@@ -179,7 +188,8 @@ class _Walk:
             if first != name:
                 self._tar.addfile(_member(name, found, tarfile.LNKTYPE, first, owner=self._owner(fd)))
                 return
-            member = _member(name, found, tarfile.REGTYPE, attributes=self._attributes(fd), owner=self._owner(fd))
+            mode = self._mode(fd, found)
+            member = _member(name, found, tarfile.REGTYPE, attributes=self._attributes(fd), owner=self._owner(fd), mode=mode)
             member.size = found.st_size
             self._tar.addfile(member, None if self._wanted["shallow"] else _Exactly(file))  # type: ignore[arg-type]
 
@@ -225,12 +235,18 @@ def _text(value: bytes) -> str:
 
 
 def _member(
-    name: str, found: os.stat_result, kind: bytes, target: str = "", attributes: Mapping[str, str] = _NONE, owner: Owner | None = None
+    name: str,
+    found: os.stat_result,
+    kind: bytes,
+    target: str = "",
+    attributes: Mapping[str, str] = _NONE,
+    owner: Owner | None = None,
+    mode: int | None = None,
 ) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.pax_headers = dict(attributes)
     info.type, info.linkname = kind, target
-    info.mode, info.mtime = stat.S_IMODE(found.st_mode), int(found.st_mtime)
+    info.mode, info.mtime = stat.S_IMODE(found.st_mode) if mode is None else mode, int(found.st_mtime)
     info.uid, info.gid = owner or (found.st_uid, found.st_gid)
     return info
 

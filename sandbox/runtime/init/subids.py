@@ -29,6 +29,11 @@ def find(uid: int, gid: int, *, etc: str = "/etc") -> dict[str, Any] | None:
     return {"uid": [[0, uid, 1], [1, *uids]], "gid": [[0, gid, 1], [1, *gids]], "setgroups": True, "helpers": helpers}
 
 
+def own(uid: int, gid: int) -> dict[str, Any]:
+    """The id map that Linux lets anybody have: root inside is the user, and nobody else is there."""
+    return {"uid": [[0, uid, 1]], "gid": [[0, gid, 1]], "setgroups": False}
+
+
 def _program(name: str) -> str:
     return next((path for place in _PLACES if os.access(path := f"{place}/{name}", os.X_OK)), "")
 
@@ -57,7 +62,7 @@ def _names(uid: int) -> list[str]:
 
 def inside(uid: int, gid: int) -> tuple[int, int]:
     """What these ids of the host are in this ordinary user's containers; themselves, when they are nobody's there."""
-    idmap = find(os.geteuid(), os.getegid()) or {"uid": [[0, os.geteuid(), 1]], "gid": [[0, os.getegid(), 1]]}
+    idmap = find(os.geteuid(), os.getegid()) or own(os.geteuid(), os.getegid())
     return _inner(uid, idmap["uid"]), _inner(gid, idmap["gid"])
 
 

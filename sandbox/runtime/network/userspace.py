@@ -134,7 +134,7 @@ class InHub:
         uid, gid = os.geteuid(), os.getegid()
         plan = {
             "directory": self.hub,
-            "idmap": subids.find(uid, gid) or {"uid": [[0, uid, 1]], "gid": [[0, gid, 1]], "setgroups": False},
+            "idmap": subids.find(uid, gid) or subids.own(uid, gid),
             "helper": _helper(self._directory) if leads_out() else None,
             "rules": [[kind, body.hex(), flags] for kind, body, flags in _rules()],
         }
