@@ -16,6 +16,7 @@ from sandbox.errors import ContainerError
 from sandbox.runtime.init import procs
 from tests.support.command_line import CommandLine
 from tests.support.host import requires
+from tests.support.small_disk import small_disk
 
 pytestmark = [requires("userns", "overlay"), pytest.mark.anybody]
 
@@ -77,6 +78,20 @@ def test_a_large_file_goes_in_without_being_held_in_memory(sandbox: CommandLine,
             assert tar.stdout
             assert peak(sandbox.argv("cp", "-", "box:/tmp"), tar.stdout.fileno()) < MOST_MEMORY
     assert "A /tmp/large" in sandbox.ok("diff", "box").lines
+
+
+@requires("root")
+def test_a_full_directory_for_temporary_files_is_named_and_nothing_is_left(sandbox: CommandLine, tmp_path: Path) -> None:
+    sandbox.ok("run", "--name", "box", "busybox", "dd", "if=/dev/zero", "of=/large", "bs=1M", "count=8")
+    with small_disk(tmp_path / "small", 4) as small:
+        refused = sandbox("cp", "box:/large", str(tmp_path / "copy"), env={"TMPDIR": str(small)})
+        assert refused.status == 1
+        assert "no space left on device" in refused.err.lower()
+        assert "Traceback" not in refused.err
+        assert list(small.iterdir()) == []
+    assert not (tmp_path / "copy").exists()
+    sandbox.ok("cp", "box:/large", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == bytes(8 << 20)
 
 
 def test_the_measure_of_memory_would_tell() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -19,6 +20,7 @@ pytestmark = requires("root", "image-schemas")
 def layer(store: Store, content: str, parent: Digest | None = None) -> Snapshot:
     with store.draft() as draft:
         (draft.upper / "f").write_text(content)
+        os.utime(draft.upper / "f", (1, 1))  # the same layer whenever it is made
         made = store.commit(draft, parent)
     assert made is not None
     return made
