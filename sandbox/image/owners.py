@@ -23,6 +23,7 @@ LINKS_NOTE = "user.sandbox.owners"
 _LONGEST = 1024
 """A longer one is put anew, with what most of them are in front: ext4 has 4 KiB for all attributes of a file."""
 _ROOT = (0, 0)
+_NO_ID = (1 << 32) - 1
 CAPABILITY_NOTE = "user.sandbox.capability"
 """As well, a program's `security.capability`: it needs CAP_SETFCAP to be given."""
 CAPABILITY = "security.capability"
@@ -76,14 +77,21 @@ def hidden_bits(status: os.stat_result, mode: int) -> int:
 
 def _noted(place: str | bytes | int) -> tuple[int, int, int | None]:
     try:
-        rows = os.getxattr(place, NOTE).split(b":")
+        return _parsed(os.getxattr(place, NOTE))
     except OSError as err:
         if err.errno != errno.ENODATA:
             raise
-        rows = []
-    if len(rows) not in (2, 3) or not all(row.isdigit() for row in rows):  # none, or a program's own
         return *_ROOT, None
-    return int(rows[0]), int(rows[1]), int(rows[2], 8) & 0o7777 if rows[2:] else None
+
+
+def _parsed(note: bytes) -> tuple[int, int, int | None]:
+    """What a note says; root where a program of a container has put something else there."""
+    try:
+        uid, gid, mode = [*note.split(b":", 2), b""][:3]
+        found = int(uid), int(gid), int(mode, 8) & 0o7777 if mode else None
+    except ValueError:
+        return *_ROOT, None
+    return found if 0 <= found[0] < _NO_ID and 0 <= found[1] < _NO_ID else (*_ROOT, None)
 
 
 def keep_owner(place: str, name: str) -> None:
@@ -149,8 +157,7 @@ def of_links(layers: Sequence[str]) -> dict[str, Owner]:
 
 
 def _numbers(owner: bytes) -> Owner:
-    uid, _, gid = owner.partition(b":")
-    return int(uid), int(gid)
+    return _parsed(owner)[:2]
 
 
 def _note_link(directory: str, name: str, owner: Owner) -> None:

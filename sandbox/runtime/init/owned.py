@@ -35,6 +35,7 @@ CAPABILITY = "security.capability"
 _TOO_LONG = (errno.ENOSPC, errno.E2BIG, errno.ERANGE)
 _FICLONE = 0x40049409
 _FAILED = 1
+_NO_ID = (1 << 32) - 1
 
 
 def perform(job: str, *paths: str, idmap: Mapping[str, Any] | None = None) -> bool:
@@ -277,19 +278,14 @@ def _noted(path: str, status: os.stat_result, links: _LinkOwners | None) -> Owne
     """Whose a file is, where that is not root."""
     if not _can_hold_note(status):
         return links.owner(path) if links else None
-    try:
-        return _numbers(os.getxattr(path, NOTE, follow_symlinks=False))
-    except (OSError, ValueError):
-        return None
+    noted = _parsed(_xattr(path, NOTE))
+    return noted[:2] if noted else None
 
 
 def _noted_mode(path: str | int, status: os.stat_result) -> int | None:
     """Of what is at rest, where its own shuts us out."""
-    noted = _xattr(path, NOTE) if _can_hold_note(status) else None
-    rows = noted.split(b":") if noted else []
-    if len(rows) != 3 or not rows[2].isdigit():
-        return None
-    return int(rows[2], 8) & 0o7777
+    noted = _parsed(_xattr(path, NOTE)) if _can_hold_note(status) else None
+    return noted[2] if noted else None
 
 
 def _hidden_bits(status: os.stat_result, mode: int | None = None) -> int:
@@ -300,9 +296,19 @@ def _hidden_bits(status: os.stat_result, mode: int | None = None) -> int:
     return 0o400 & ~mode if stat.S_ISREG(status.st_mode) else 0
 
 
+def _parsed(note: bytes | None) -> tuple[int, int, int | None] | None:
+    """What a note says: uid, gid, mode. None: there is none, or a program of the container has put something else there."""
+    try:
+        uid, gid, mode = [*(note or b"").split(b":", 2), b""][:3]
+        found = int(uid), int(gid), int(mode, 8) & 0o7777 if mode else None
+    except ValueError:
+        return None
+    return found if 0 <= found[0] < _NO_ID and 0 <= found[1] < _NO_ID else None
+
+
 def _numbers(owner: bytes) -> Owner:
-    uid, gid = owner.split(b":")[:2]
-    return int(uid), int(gid)
+    found = _parsed(owner)
+    return found[:2] if found else _ROOT
 
 
 class _LinkOwners:
@@ -362,8 +368,8 @@ def add_link_owners(directory: int, owners: Mapping[bytes, Owner]) -> None:
 
 def noted_owner(fd: int) -> Owner | None:
     """Whose an open file or directory is, where a note says so."""
-    note = _xattr(fd, NOTE)
-    return _numbers(note) if note else None
+    noted = _parsed(_xattr(fd, NOTE))
+    return noted[:2] if noted else None
 
 
 def meant_mode(fd: int, status: os.stat_result) -> int:
