@@ -122,8 +122,9 @@ def test_a_neighbours_sweep_leaves_one_that_waits_and_takes_one_that_is_lost(eng
         container.remove()
         assert run_like_the_last(engine, busybox_image) == spare
     lost = waiting(engine)
-    supervisor = int(Path(f"/proc/{init_of(engine.root / SPARES / lost)}/stat").read_text().rpartition(")")[2].split()[1])
-    end = os.pidfd_open(supervisor)
+    init = init_of(engine.root / SPARES / lost)
+    supervisor = int(Path(f"/proc/{init}/stat").read_text().rpartition(")")[2].split()[1])
+    end = os.pidfd_open(init)  # it goes with its supervisor, and until it has closed what it inherited it has the lock, too
     os.kill(supervisor, signal.SIGKILL)
     assert select.select([end], [], [], 10)[0]
     os.close(end)
