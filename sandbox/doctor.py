@@ -20,7 +20,7 @@ from sandbox.runtime.init import files
 from sandbox.runtime.spec import Limits
 
 _PACKAGES = str(Path(__file__).resolve().parents[1])
-_LONGEST = 20.0
+_LONGEST = 60.0
 """Seconds a probe may take."""
 
 
@@ -198,6 +198,8 @@ def _try(probe: _Probe, root: Path) -> Check:
     try:
         command = [sys.executable, "-SI", "-c", _PRELUDE, _PACKAGES, scratch, probe.code]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, env={}, check=False)
+    except subprocess.TimeoutExpired:
+        return Check(probe.name, False, f"no answer within {_LONGEST:.0f} s", probe.cost, probe.remedy, probe.needed)
     finally:
         files.remove_tree(scratch)
     said = (done.stdout or done.stderr).strip().splitlines()

@@ -14,7 +14,7 @@ from sandbox.runtime.network.userspace import PROGRAMS
 
 Row = tuple[str, bool, str, str, str]
 """A check's name, whether it is well, what was found, what it costs if not, and the remedy."""
-_LONGEST = 20.0
+_LONGEST = 60.0
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _LEGACY = Path("/proc/net/ip_tables_names")
 _FAMILY_NAMES = {1: "inet", 2: "ip", 10: "ip6"}
@@ -57,7 +57,11 @@ def rows() -> Iterator[Row]:
     """What networks need: an ordinary user's have no part in this machine's, but want a program that leads out. Nothing is left of it."""
     for name, more, cost, remedy in _PROBES:
         command = [sys.executable, "-I", "-c", _BEGIN.format(more=more), os.pathsep.join(sys.path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST, check=False)
+        except subprocess.TimeoutExpired:
+            yield name, False, f"no answer within {_LONGEST:.0f} s", cost, remedy
+            continue
         said = done.stderr.strip().splitlines()
         yield name, not done.returncode, "works" if not done.returncode else said[-1] if said else "failed", cost, remedy
     if os.geteuid() != 0:
