@@ -83,13 +83,7 @@ class ModuleCache:
             rows[name] = (*row[:4], len(codes), len(codes) + len(code))
             codes += code
         index = marshal.dumps((self._place, len(codes), rows))
-        draft = f"{self.file}.{os.getpid()}"
-        try:
-            with open(draft, "xb") as stream:
-                stream.write(b"".join((_MARK, len(index).to_bytes(_LENGTH, "little"), index, codes)))
-            os.replace(draft, self.file)
-        except OSError:  # a read-only place, or somebody else's: as with Python's own byte-code, commands do without
-            return
+        _write_whole(self.file, b"".join((_MARK, len(index).to_bytes(_LENGTH, "little"), index, codes)))
 
     def _imported(self) -> Iterator[tuple[str, tuple[Row, bytes]]]:
         for name in self._missed:
@@ -137,6 +131,21 @@ def _mapped(file: str) -> memoryview:
         return memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
     finally:
         os.close(fd)
+
+
+def _write_whole(file: str, content: bytes) -> None:
+    """Or not at all: where the place is read-only, somebody else's or full, commands do without, as with Python's own byte-code."""
+    draft = f"{file}.{os.getpid()}"
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)  # code: nobody else's to write, whatever the umask
+    except OSError:
+        return
+    try:
+        with open(fd, "wb") as stream:
+            stream.write(content)
+        os.replace(draft, file)
+    except OSError:
+        os.unlink(draft)
 
 
 def _stamp(path: str) -> Stamp | None:

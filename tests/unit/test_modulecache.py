@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,6 +106,17 @@ def test_damaged_file_does_no_harm_and_is_made_anew(run: Run, tmp_path: Path, da
 def test_nothing_is_written_where_python_writes_nothing(run: Run, tmp_path: Path) -> None:
     assert run(_WHICH, PYTHONDONTWRITEBYTECODE="1") == "one SourceFileLoader\n"
     assert not (tmp_path / "modules").exists()
+
+
+def test_nobody_else_may_write_it_whatever_the_umask(run: Run, tmp_path: Path) -> None:
+    run(f"import os; os.umask(0)\n{_WHICH}")
+    assert stat.S_IMODE((tmp_path / "modules").stat().st_mode) == 0o644
+
+
+def test_nothing_is_left_where_it_cannot_be_written_whole(run: Run, tmp_path: Path) -> None:
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
+    assert run(f"{_WHICH}\n{limit}") == "one SourceFileLoader\n"
+    assert list(tmp_path.glob("modules*")) == []
 
 
 def test_commands_use_it_but_not_where_modules_may_come_from_the_working_directory(tmp_path: Path) -> None:
