@@ -140,26 +140,33 @@ class Container:
         """Start it in the background; WrongState when it runs."""
         self._engine._starter.start_detached(self._record)
 
-    def stop(self, timeout: float | None = None) -> None:
-        """Send its stop signal and, `timeout` seconds later (None: its --stop-timeout), SIGKILL; returns when it has ended, for good."""
+    def stop(self, timeout: float | None = None, *, signal: int | None = None) -> None:
+        """Send `signal` (None: its stop signal) and, `timeout` seconds later (None: its --stop-timeout), SIGKILL; returns when it has
+        ended, for good."""
         self._forbid_restart()
         if self.status == "restarting":
             self._wait_ended(None)
-        if not self._signal(self._record.spec.stop_signal):
+        if not self._signal(self._record.spec.stop_signal if signal is None else signal, thaw=True):
             self._wait_ended(None)  # its program may have ended just now, and its supervisor not yet
             return
         if not self._wait_ended(self.stop_timeout if timeout is None else timeout):
-            self._signal(signal.SIGKILL)
+            self._signal(_KILL, thaw=True)
             self._wait_ended(None)
         self._note("stop")
 
+    def restart(self, timeout: float | None = None, *, signal: int | None = None) -> None:
+        """stop(timeout, signal=signal), if it runs, and start."""
+        self.stop(timeout, signal=signal)
+        self.start()
+        self._note("restart")
+
     def kill(self, signal: int = signal.SIGKILL) -> None:
         """Send a signal to its program (SIGKILL ends the whole container); WrongState when it does not run."""
-        if signal in (_KILL, self._record.spec.stop_signal):
+        is_last = signal in (_KILL, self._record.spec.stop_signal)
+        if is_last:
             self._forbid_restart()
-        if not self._signal(signal):
+        if not self._signal(signal, thaw=is_last):
             raise WrongState(f"container {self.name}: is not running", wanted="running", actual=self.status)
-        self._note("kill", signal=signal)
 
     def _note(self, action: str, **more: object) -> None:
         self._engine._starter.note(self._record, action, **more)
@@ -182,7 +189,7 @@ class Container:
                     f"container {self.name}: is running", wanted="exited", actual="running", hint="stop it first, or use --force"
                 )
             self._forbid_restart()
-            self._signal(signal.SIGKILL)
+            self._signal(_KILL, thaw=True)
             self._wait_ended(None)
         self._engine._starter.remove(self._record)
         if volumes:
@@ -254,8 +261,9 @@ class Container:
         except (FileNotFoundError, ConnectionRefusedError, BrokenPipeError):
             return  # it has no restart policy, or does not run
 
-    def _signal(self, number: int) -> bool:
-        """Through a pidfd, and only while its supervisor lives: the pid cannot have been given away."""
+    def _signal(self, number: int, *, thaw: bool) -> bool:
+        """Through a pidfd, and only while its supervisor lives: the pid cannot have been given away. With `thaw` a paused one feels it
+        now. Whether it was sent."""
         pid = self.pid
         if pid is None:
             return False
@@ -266,8 +274,10 @@ class Container:
         try:
             if not self._engine._records.is_supervised(self.id):
                 return False
+            signal.pidfd_send_signal(fd, 0)
+            self._note("kill", signal=number)  # before it is sent: its supervisor tells of the end as soon as it comes
             signal.pidfd_send_signal(fd, number)
-            if number in (signal.SIGKILL, self._record.spec.stop_signal) and self.status == "paused":
+            if thaw and self.status == "paused":
                 self._cgroup.thaw()  # v1: a frozen process does not even die
         except ProcessLookupError:
             return False

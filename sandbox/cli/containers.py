@@ -242,32 +242,24 @@ def wait(names: Sequence[str]) -> int:
 @stop_signal_option
 def stop(names: Sequence[str], seconds: int | None, number: int | None) -> int:
     """Stop running containers: the stop signal, later SIGKILL."""
+
+    def end(name: str) -> str:
+        opened.container(name).stop(seconds, signal=number)
+        return name
+
     with engine() as opened:
-        return each(names, lambda name: _stop(opened.container(name), name, seconds, number))
-
-
-def _stop(container: Container, name: str, seconds: int | None, number: int | None) -> str:
-    if number is not None and container.status in ("running", "paused"):
-        container.kill(number)
-        try:
-            container.wait(timeout=container.stop_timeout if seconds is None else seconds)
-        except TimeoutError:
-            container.stop(timeout=0)
-    else:
-        container.stop(timeout=seconds)
-    return name
+        return each(names, end)
 
 
 @verb("restart")
 @names_argument
 @seconds_option
-def restart(names: Sequence[str], seconds: int | None) -> int:
+@stop_signal_option
+def restart(names: Sequence[str], seconds: int | None, number: int | None) -> int:
     """Stop containers and start them again."""
 
     def again(name: str) -> str:
-        container = opened.container(name)
-        container.stop(timeout=seconds)
-        container.start()
+        opened.container(name).restart(seconds, signal=number)
         return name
 
     with engine() as opened:

@@ -40,6 +40,16 @@ def test_a_stopped_container_stays_stopped(engine: Engine, busybox_image: str, p
     assert len(list(container.logs())) == 2
 
 
+def test_a_container_stopped_by_another_signal_stays_stopped_too(engine: Engine, busybox_image: str) -> None:
+    script = COUNTING + "trap '' TERM; trap 'exit 3' USR1; echo up; while :; do sleep 1000 & wait; done"
+    container = engine.start("busybox", ["sh", "-c", script], options=RunOptions(restart=parse_restart("always"), stop_timeout=1000))
+    next(line for line in container.logs(follow=True) if line.data == b"up\n")
+    container.stop(signal=signal.SIGUSR1)
+    assert container.completed is not None
+    assert (container.status, container.completed.exit_code) == ("exited", 3)
+    assert [line.data for line in container.logs()] == [b"run 1\n", b"up\n"]
+
+
 def test_stop_waits_as_long_as_the_container_was_made_with(engine: Engine, busybox_image: str) -> None:
     script = "trap 'echo asked' TERM; echo up; while :; do sleep 1000 & wait; done"
     container = engine.start("busybox", ["sh", "-c", script], options=RunOptions(stop_timeout=0))
@@ -57,13 +67,13 @@ def test_stop_waits_for_a_supervisor_whose_program_has_just_ended(
     container = engine.start(busybox_image, ["sleep", "1000"])
     send = Container._signal
 
-    def late(self: Container, number: int) -> bool:
+    def late(self: Container, number: int, *, thaw: bool) -> bool:
         """Nobody is there any more for this signal: the program ended before it, its supervisor tidies up."""
         if ended_before == "its stop signal" or number == signal.SIGKILL:
             assert container.pid is not None
-            send(self, signal.SIGKILL)
+            send(self, signal.SIGKILL, thaw=thaw)
             return False
-        return send(self, number)
+        return send(self, number, thaw=thaw)
 
     monkeypatch.setattr(Container, "_signal", late)
     container.stop(timeout=0)
@@ -126,9 +136,13 @@ def test_pause_stops_everything_and_unpause_lets_it_go_on(engine: Engine, busybo
 
 
 def test_a_paused_container_can_be_stopped_and_removed(engine: Engine, busybox_image: str) -> None:
-    container = engine.start("busybox", ["sleep", "1000"])
+    container = engine.start("busybox", ["sleep", "1000"], options=RunOptions(init=True, stop_timeout=1000))
     container.pause()
-    container.stop(timeout=0)
+    container.stop()
+    assert container.status == "exited"
+    container.start()
+    container.pause()
+    container.stop(signal=signal.SIGUSR1)
     assert container.status == "exited"
     container.start()
     container.pause()

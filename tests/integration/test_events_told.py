@@ -45,6 +45,34 @@ def test_the_life_of_a_container(sandbox: CommandLine) -> None:
     assert datetime.fromisoformat(line.split()[0][:26] + line.split()[0][29:]) > datetime.now(UTC) - timedelta(minutes=5)
 
 
+@pytest.mark.parametrize(
+    ("verb", "ends"),
+    [
+        (("kill",), ["kill 9", "die"]),
+        (("kill", "-s", "USR1"), ["kill 10", "die"]),
+        (("stop",), ["kill 15", "die", "stop"]),
+        (("stop", "-s", "USR2"), ["kill 12", "die", "stop"]),
+        (("restart", "-s", "HUP"), ["kill 1", "die", "stop", "start", "restart"]),
+        (("rm", "-f"), ["kill 9", "die", "destroy"]),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, tuple) else "",
+)
+def test_a_signal_is_told_before_the_end_it_brings(sandbox: CommandLine, verb: tuple[str, ...], ends: list[str]) -> None:
+    sandbox.ok("run", "-d", "--name", "web", "--init", "busybox", "sleep", "1000")
+    sandbox.ok(*verb, "web")
+    if verb[0] == "kill":
+        sandbox.ok("wait", "web")
+    rows = [json.loads(line) for line in sandbox.ok(*PAST, "-f", "type=container", "--format", "json").lines]
+    said = [f"{row['Action']} {row['Actor']['Attributes'].get('signal', '')}".strip() for row in rows]
+    assert said == ["create", "start", *ends]
+
+
+def test_a_signal_to_nobody_is_not_told(sandbox: CommandLine) -> None:
+    sandbox.ok("run", "--name", "web", "busybox", "true")
+    assert sandbox("kill", "web").status == 1
+    assert of_containers(sandbox) == ["create", "start", "die"]
+
+
 def test_a_run_that_is_removed(sandbox: CommandLine) -> None:
     sandbox("run", "--rm", "busybox", "sh", "-c", "exit 3")
     assert of_containers(sandbox) == ["create", "start", "die", "destroy"]
