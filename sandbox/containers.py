@@ -388,9 +388,8 @@ class Container:
             user=own.user if user is None else user,
             tty=tty,
         )
-        running = self._engine._runtime.exec(self._record.spec, state.facts, process, streams, handling=handling)
-        self._note(f"exec_start: {' '.join(argv)}")
-        return running
+        self._note(f"exec_start: {' '.join(argv)}")  # before, as docker: the program may end its container
+        return self._engine._runtime.exec(self._record.spec, state.facts, process, streams, handling=handling)
 
     def logs(self, *, follow: bool = False, tail: int | None = None, since: datetime | None = None) -> Iterator[LogLine]:
         """What it printed; with `follow` also what it prints until it ends. WrongState when it keeps no log."""

@@ -498,8 +498,8 @@ def _run_once(container: Container) -> dict[str, Any]:
         container.start()
         container.start_meter()
         container.start_health()
+        report.note(plan, "start")  # before anybody can act on it, who writes that down
         tell_started(container)
-        report.note(plan, "start")
         container.watch()
         result = container.finish()
     except Refused as err:
