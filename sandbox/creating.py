@@ -43,10 +43,11 @@ class Creator:
             container_id = container_id or new_id()
             spec = self._spec(container_id, found, argv, options)
             directory = self._records.directory(container_id)
-            name = self._records.claim_name(container_id, options.name)
-            volumes: list[str] = []
+            names, volumes = list[str](), list[str]()
             try:
                 directory.mkdir(mode=0o700, parents=True)
+                name = self._records.claim_name(container_id, options.name)
+                names.append(name)
                 mounts = (*self._mounts(found, directory, options, volumes), *extra)
                 self._make_upper(directory, found)
                 if options.host_ca:
@@ -56,7 +57,7 @@ class Creator:
                 record = self._record_of(made, found, name, image, options)
                 self._records.write(record)
             except BaseException:
-                self._records.remove(container_id, [name])
+                self._records.remove(container_id, names)
                 self._volumes.remove_anonymous(volumes)
                 raise
         return record

@@ -52,8 +52,7 @@ class Pruner:
                 files.remove_tree(str(grave))
             for place in abandoned(self._store.root):
                 files.remove_tree(str(place))
-            for link in self._records.stale_names():
-                link.unlink(missing_ok=True)
+            self._records.give_up_stale_names()
         self._networks().prune()
         return replace(self.images(all=all), containers=tuple(record.id for record in removed))
 

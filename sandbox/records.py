@@ -16,7 +16,7 @@ import msgspec
 from sandbox.decoders import Decoder
 from sandbox.errors import ContainerError, ContainerNotFound, InvalidOption
 from sandbox.patterns import Pattern
-from sandbox.runtime.init import cgroup, files
+from sandbox.runtime.init import cgroup, files, naming
 from sandbox.runtime.plan import REMOVED
 from sandbox.runtime.spec import ContainerSpec
 
@@ -101,37 +101,33 @@ class Records:
         return self._names / name
 
     def claim_name(self, container_id: str, name: str | None) -> str:
-        """Reserve `name` (or a made-up one) for the container; ContainerError when another has it, InvalidOption."""
+        """Reserve `name` (or a made-up one) for the container, whose directory is there: a name without one is nobody's.
+        ContainerError when another has it, InvalidOption."""
         self._names.mkdir(mode=0o700, parents=True, exist_ok=True)
         if name is not None and not _NAME.fullmatch(name):
             raise InvalidOption(f"--name {name!r}: begins with a letter or digit, then letters, digits, _ . -, at least two")
         for candidate in [name] if name else _made_up_names():
-            if self._link(candidate, container_id):
+            if self._take(candidate, container_id):
                 return candidate
         raise ContainerError(
             f"name {name}: already used by container {self._owner(name or '')[:12]}",
             hint="remove it with `sandbox rm`, or choose another name",
         )
 
-    def _link(self, name: str, container_id: str) -> bool:
-        try:
-            os.symlink(container_id, self.name_link(name))
-        except FileExistsError:
-            if self.directory(self._owner(name)).is_dir():
+    def _take(self, name: str, container_id: str) -> bool:
+        link = str(self.name_link(name))
+        while not naming.take(link, container_id):
+            other = naming.owner(link)
+            if other and self.directory(other).is_dir():
                 return False
-            self._drop_stale_name(name)
-            return self._link(name, container_id)
+            naming.give_up(link, other)  # the container behind it is gone (a killed `rm`)
         return True
 
     def _owner(self, name: str) -> str:
-        try:
-            return os.readlink(self.name_link(name))
-        except OSError:
-            return ""
+        return naming.owner(str(self.name_link(name)))
 
-    def _drop_stale_name(self, name: str) -> None:
-        """The container behind it is gone (a killed `rm`)."""
-        self.name_link(name).unlink(missing_ok=True)
+    def _give_up_name(self, name: str, container_id: str) -> None:
+        naming.give_up(str(self.name_link(name)), container_id)
 
     def write(self, record: Record) -> None:
         """Make the container exist: from now on others see it."""
@@ -143,9 +139,12 @@ class Records:
     def rename(self, record: Record, name: str) -> Record:
         """Give it another name; ContainerError when another has that, InvalidOption."""
         renamed = msgspec.structs.replace(record, name=self.claim_name(record.id, name))
-        self.write(renamed)
-        if self._owner(record.name) == record.id and record.name != name:
-            self.name_link(record.name).unlink(missing_ok=True)
+        try:
+            self.write(renamed)
+        except BaseException:
+            self._give_up_name(name, record.id)
+            raise
+        self._give_up_name(record.name, record.id)
         return renamed
 
     def change(self, record: Record, spec: ContainerSpec, restart: tuple[str, int]) -> Record:
@@ -215,19 +214,19 @@ class Records:
         """Remove the directory, then the name; both may be gone already."""
         files.remove_tree(str(self.directory(container_id)))
         for name in names:
-            if self._owner(name) == container_id:
-                self.name_link(name).unlink(missing_ok=True)
+            self._give_up_name(name, container_id)
 
     def graves(self) -> list[Path]:
         """Directories of removed containers whose supervisor was killed before it had deleted them."""
         place = self._containers.parent / REMOVED
         return [path for path in place.iterdir() if not files.is_locked(str(path))] if place.is_dir() else []
 
-    def stale_names(self) -> list[Path]:
-        """Names whose container is gone."""
-        if not self._names.is_dir():
-            return []
-        return [link for link in self._names.iterdir() if not self.directory(os.readlink(link)).is_dir()]
+    def give_up_stale_names(self) -> None:
+        """Those whose container is gone."""
+        for name in os.listdir(self._names) if self._names.is_dir() else []:
+            owner = self._owner(name)
+            if not self.directory(owner).is_dir():
+                self._give_up_name(name, owner)
 
 
 def _is_frozen(facts: dict[str, Any]) -> bool:

@@ -155,7 +155,6 @@ class Starter:
         return found
 
     def _handling(self, record: Record, *, log: bool, detach: bool) -> Handling:
-        names = (str(self._records.name_link(record.name)),)
         is_kept = log and record.log.driver == "json-file"
         path = str(self._records.directory(record.id) / "log.json")
         return Handling(
@@ -163,7 +162,7 @@ class Starter:
             remove=record.auto_remove,
             log=LogFile(path, record.log.max_size, record.log.max_file) if is_kept else None,
             interactive=record.interactive,
-            names=names,
+            name=str(self._records.name_link(record.name)),
             restart=record.restart,
             told=told(record),
         )

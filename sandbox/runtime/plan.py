@@ -73,7 +73,7 @@ class LogFile(msgspec.Struct, frozen=True):
 
 
 class Handling(msgspec.Struct, frozen=True):
-    """What the supervisor does around the container: `names` are removed with the directory
+    """What the supervisor does around the container: `name` (the link: init.naming) is given up with the directory
     when `remove` is set; without `record` its state file stays as it is (a helper run in a stopped container)."""
 
     detach: bool = False
@@ -81,7 +81,7 @@ class Handling(msgspec.Struct, frozen=True):
     remove: bool = True
     log: LogFile | None = None
     interactive: bool = False
-    names: tuple[str, ...] = ()
+    name: str = ""
     restart: tuple[str, int] = ("no", 0)
     """docker's policy and, for on-failure, how often (0: without end)."""
     told: Mapping[str, str] | None = None
@@ -99,7 +99,7 @@ def make_plan(spec: ContainerSpec, site: Site, handling: Handling = Handling()) 
         "detach": handling.detach,
         "record": handling.record,
         "remove": handling.remove,
-        "names": list(handling.names),
+        "name": handling.name,
         "restart": list(handling.restart),
         "log": asdict(handling.log) if handling.log else None,
         "told": {"root": site.store, "attributes": dict(handling.told)} if handling.told is not None else None,

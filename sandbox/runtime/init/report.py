@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sandbox.runtime.init import files, journal
+from sandbox.runtime.init import files, journal, naming
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,11 +63,10 @@ def note_end(plan: Mapping[str, Any], result: Mapping[str, Any]) -> None:
 
 def bury_container(plan: Mapping[str, Any]) -> str:
     """From now on the container is gone, and its name free; the directory to delete. Our lock in it says that we are at it."""
-    for name in plan["names"]:
-        try:
-            os.unlink(name)
-        except FileNotFoundError:
-            continue
+    if plan["name"] and not naming.give_up(plan["name"], plan["id"]):  # it was renamed
+        record = files.read_json(f"{plan['directory']}/config.json")
+        if record is not None:  # else `rm -f` is at it
+            naming.give_up(f"{os.path.dirname(plan['name'])}/{record['name']}", plan["id"])
     try:
         os.makedirs(os.path.dirname(plan["grave"]), 0o700, exist_ok=True)
         os.rename(plan["directory"], plan["grave"])
