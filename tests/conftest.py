@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import host, image_schemas, image_verify, leftovers
-from tests.support.ordinary_user import OrdinaryUser
+from tests.support.ordinary_user import OrdinaryUser, take_away_orphans
 from tests.support.ordinary_user import ordinary_user as make_ordinary_user
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell's `make test &` starts us with it ignored, and so would be all that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if _is_controller(config):
+        if os.geteuid() == 0:
+            take_away_orphans()
         config.stash[_BEFORE] = frozenset(leftovers.everything_left())
 
 

@@ -16,6 +16,7 @@ from sandbox.runtime import cgroups
 from sandbox.runtime.spec import Limits
 from tests.support import leftovers
 from tests.support.host import requires
+from tests.support.ordinary_user import take_away_orphans
 
 CHECKOUT = Path(__file__).parents[2]
 ID = f"{os.getpid():064x}"
@@ -118,3 +119,32 @@ def test_missing_requirement_skips_with_the_reason_unless_everything_is_required
     done = run_session(tmp_path, test, require_all=require_all)
     assert outcome in done.stdout
     assert (done.returncode == 0) == (require_all == "")
+
+
+_KILLED = """
+import os, signal, sys
+from contextlib import ExitStack
+sys.path.insert(0, {checkout!r})
+from tests.support.ordinary_user import delegated_groups, ordinary_user
+with ExitStack() as undo:
+    user = undo.enter_context(ordinary_user())
+    groups = undo.enter_context(delegated_groups(user))
+    user.run(["sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 &"], groups=groups)
+    print(user.name, user.home, *groups, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@requires("root", "tool:useradd", "tool:pkill")
+def test_what_a_killed_run_left_of_its_users_is_taken_away_by_the_next(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(_KILLED.format(checkout=str(CHECKOUT)))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    name, *places = done.stdout.split()
+    assert all(Path(place).exists() for place in places)
+    assert subprocess.run(["pgrep", "-u", name, "sleep"], check=False, capture_output=True).returncode == 0
+    take_away_orphans()
+    assert not any(Path(place).exists() for place in places)
+    for file in ("/etc/passwd", "/etc/subuid", "/etc/subgid"):
+        assert name not in Path(file).read_text()

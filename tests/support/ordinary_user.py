@@ -7,8 +7,10 @@ import fcntl
 import itertools
 import os
 import pwd
+import re
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,6 +64,8 @@ _HEAVY = ("jupyterlab*", "matplotlib*", "pandas*", "numpy*", "pyarrow*", "playwr
 _NOT_NEEDED = ("__pycache__", "*.pth", *_HEAVY)
 _FIRST_IDS = 1 << 30
 """Where the ranges of test users begin: far above what anybody has."""
+_PREFIX = "jsbtest"
+_ORPHAN = re.compile(_PREFIX + r"(\d+)[a-h]")
 _numbers = itertools.count()
 
 
@@ -114,7 +118,7 @@ def ordinary_user(*, subordinate_ids: bool = True) -> Iterator[OrdinaryUser]:
     """useradd … userdel; parallel workers take turns, since the password files have one lock that does not wait. Some hosts give
     new users subordinate ids, some do not: here it is what was asked for."""
     number = next(_numbers)
-    name = f"jsbtest{os.getpid()}{'abcdefgh'[number % 8]}"
+    name = f"{_PREFIX}{os.getpid()}{'abcdefgh'[number % 8]}"
     home = Path(tempfile.mkdtemp(prefix="jsb-", dir="/var/tmp"))
     with _taking_turns():
         subprocess.run(["useradd", "--home-dir", home, "--no-create-home", "--shell", "/bin/sh", name], check=True, capture_output=True)
@@ -129,6 +133,47 @@ def ordinary_user(*, subordinate_ids: bool = True) -> Iterator[OrdinaryUser]:
         subprocess.run(["rm", "-rf", "--one-file-system", home], check=True)
 
 
+def take_away_orphans() -> None:
+    """Users of test runs that were killed, with their processes, cgroups and files."""
+    with _taking_turns():
+        for entry in pwd.getpwall():
+            made_by = _ORPHAN.fullmatch(entry.pw_name)
+            if made_by and not _is_python(int(made_by[1])):
+                _take_away(entry)
+
+
+def _take_away(entry: pwd.struct_passwd) -> None:
+    for tree in cgroups.discover().hierarchies:
+        if not tree.obstacle:
+            _end_group(tree.base / entry.pw_name)
+    subprocess.run(["pkill", "-KILL", "-u", str(entry.pw_uid)], check=False)
+    subprocess.run(["userdel", "--force", entry.pw_name], check=True, capture_output=True)
+    _set_subordinate_ids(entry.pw_name, None)
+    subprocess.run(["rm", "-rf", "--one-file-system", entry.pw_dir], check=True)
+
+
+def _is_python(pid: int) -> bool:
+    try:
+        return b"python" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
+
+
+def _end_group(group: Path) -> None:
+    if not group.exists():
+        return
+    for procs in group.glob("**/cgroup.procs"):
+        for pid in map(int, procs.read_text().split()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    _await_ends(group)
+    _remove_group(group)
+
+
+def _remove_group(group: Path) -> None:
+    subprocess.run(["find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"], check=True)
+
+
 @contextmanager
 def delegated_groups(user: OrdinaryUser) -> Iterator[list[Path]]:
     """A cgroup of this user's in every tree of this host, as systemd's `Delegate=yes` gives: below it limits can be enforced."""
@@ -141,7 +186,7 @@ def delegated_groups(user: OrdinaryUser) -> Iterator[list[Path]]:
     finally:
         for group in groups:
             _await_ends(group)
-            subprocess.run(["find", group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"], check=True)
+            _remove_group(group)
 
 
 def _await_ends(group: Path) -> None:
