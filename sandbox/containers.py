@@ -8,6 +8,7 @@ import posixpath
 import select
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json and inspect
@@ -15,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal  # Any: JSON of state.json an
 from msgspec.structs import replace
 
 from sandbox import networking
-from sandbox.errors import WrongState
+from sandbox.errors import ContainerNotFound, WrongState
 from sandbox.image.store import Image
 from sandbox.records import ALIVE, Record, State, Status
 from sandbox.runtime.cgroups import Cgroup, Plan
@@ -109,6 +110,7 @@ class Container:
     @property
     def networks(self) -> tuple[str, ...]:
         """The names of those it is in."""
+        self._look_again()
         return tuple(endpoint.network for endpoint in self._record.spec.places)
 
     @property
@@ -183,15 +185,18 @@ class Container:
     def remove(self, *, force: bool = False, volumes: bool = False) -> None:
         """Remove it with all it wrote, but for its volumes: with `volumes` those without a name go too. WrongState while it runs, unless
         `force` ends it first."""
-        if self.status in ALIVE:
-            if not force:
-                raise WrongState(
-                    f"container {self.name}: is running", wanted="exited", actual="running", hint="stop it first, or use --force"
-                )
-            self._forbid_restart()
-            self._signal(_KILL, thaw=True)
-            self._wait_ended(None)
-        self._engine._starter.remove(self._record)
+        while True:
+            if self.status in ALIVE and force:
+                self._forbid_restart()
+                self._signal(_KILL, thaw=True)
+                self._wait_ended(None)
+            try:
+                self._engine._starter.remove(self._record, force=force)
+                break
+            except WrongState as err:
+                if not force:  # else somebody started it in this moment
+                    message = f"container {self.name}: is running"
+                    raise WrongState(message, wanted="exited", actual=err.actual, hint="stop it first, or use --force") from None
         if volumes:
             self._engine.volumes.remove_anonymous([mount.source for mount in self._record.spec.mounts])
 
@@ -209,10 +214,12 @@ class Container:
 
     def rename(self, name: str) -> None:
         """Give it another name; ContainerError when another container has it."""
-        self._record = self._engine._records.rename(self._record, name)
-        before, self.name = self.name, name
-        spec = networking.renamed(self._engine._runtime, self._record, before)
-        self._record = self._engine._records.change(self._record, spec, self._record.restart)
+        with self._changing():
+            before = self.name
+            self._record = self._engine._records.rename(self._record, name)
+            self.name = name
+            spec = networking.renamed(self._engine._runtime, self._record, before)
+            self._record = self._engine._records.change(self._record, spec, self._record.restart)
         self._note("rename")
 
     def connect(
@@ -227,22 +234,38 @@ class Container:
     ) -> None:
         """Put it into one more network, at once while it runs. NetworkNotFound, NetworkError, WrongState, InvalidOption."""
         endpoint = Endpoint(network, ip, ip6, mac_address, tuple(alias), priority)
-        self._record = networking.connect(self._engine._runtime, self._engine._records, self._record, endpoint)
+        with self._changing():
+            self._record = networking.connect(self._engine._runtime, self._engine._records, self._record, endpoint)
         self._note("connect", network=network)
 
     def disconnect(self, network: str) -> None:
         """Take it out of a network, at once while it runs. ContainerError when it is not in it."""
-        self._record = networking.disconnect(self._engine._runtime, self._engine._records, self._record, network)
+        with self._changing():
+            self._record = networking.disconnect(self._engine._runtime, self._engine._records, self._record, network)
         self._note("disconnect", network=network)
 
     def update(self, limits: Limits = Limits(), *, restart: tuple[str, int] | None = None) -> None:
         """Change limits (None: as before), now and for later starts, and the restart policy from the next start on."""
         given = {name: value for name in Limits.__struct_fields__ if (value := getattr(limits, name)) not in (None, ())}
-        if self.status in ("running", "paused"):
-            self._cgroup.update(replace(self._record.spec.limits, **given))
-        spec = replace(self._record.spec, limits=replace(self._record.spec.limits, **given))
-        self._record = self._engine._records.change(self._record, spec, restart or self._record.restart)
+        with self._changing():
+            if self.status in ("running", "paused"):
+                self._cgroup.update(replace(self._record.spec.limits, **given))
+            spec = replace(self._record.spec, limits=replace(self._record.spec.limits, **given))
+            self._record = self._engine._records.change(self._record, spec, restart or self._record.restart)
         self._note("update")
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Its record is what it is now, and nobody else changes it."""
+        with self._engine._records.alone(self.id):
+            self._look_again()
+            yield
+
+    def _look_again(self) -> None:
+        """Its record is what others have made of it; what was known, when it is gone."""
+        with suppress(ContainerNotFound):
+            self._record = self._engine._records.read(self.id)
+            self.name = self._record.name
 
     @property
     def _cgroup(self) -> Cgroup:
@@ -410,6 +433,7 @@ class Container:
         """What it uses now; `cpu_percent` is since `previous`. WrongState when it does not run."""
         from sandbox.measuring import stats_of
 
+        self._look_again()
         return stats_of(self._running_facts()["report"], self._record.spec.limits, previous)
 
     def usage(self) -> Usage:
@@ -495,17 +519,18 @@ class Container:
             temporary.unlink(missing_ok=True)
 
     def _pack(self, wanted: Pack, out: IO[bytes]) -> None:
-        self._engine._starter.pack(self._record, self._state, wanted, out)
+        self._engine._starter.pack(self._record, wanted, out)
 
     def copy_in(self, path: str, tar: bytes | IO[bytes]) -> None:
         """Unpack a tar below the directory `path` of the container; nothing can land outside of it. A file with a descriptor (a pipe,
         say) is read while it comes."""
-        self._engine._starter.unpack(self._record, self._state, path, tar)
+        self._engine._starter.unpack(self._record, path, tar)
 
     def inspect(self) -> dict[str, object]:
         """docker inspect's shape."""
         from sandbox.inspecting import inspected
 
+        self._look_again()
         return inspected(self._record, self._state, self.completed, self._engine.root)
 
 

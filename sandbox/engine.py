@@ -476,7 +476,7 @@ class Engine:
         with self._runtime.reserve() as place:
             record = self._create(image, argv, options, mounts, place.container_id)
             try:
-                return self._starter.attach(record, streams, place), Container(self, record)
+                return self._starter.attach_new(record, streams, place), Container(self, record)
             except BaseException:
                 self._starter.remove(record)
                 raise
@@ -556,7 +556,6 @@ class Engine:
     def attach_started(self, record_name: str, streams: Streams) -> Running:
         """Start an existing container and stay attached to it (`start -a`)."""
         record = self._records.find(record_name)
-        self._starter.prepare(record)
         return self._starter.attach(record, streams)
 
     def restore(self) -> list[Container]:

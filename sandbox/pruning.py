@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
+from sandbox.errors import WrongState
 from sandbox.image.store import Store
 from sandbox.images import Images
 from sandbox.outplaces import abandoned
-from sandbox.records import Records
+from sandbox.records import Record, Records
 from sandbox.runtime.init import files
 from sandbox.runtime.twins import sweep
 from sandbox.starting import Starter
@@ -41,10 +43,8 @@ class Pruner:
 
     def everything(self, *, all: bool = False) -> PruneReport:
         """Remove stopped containers, images without a name (`all`: without a container), unused snapshots and everything stray."""
-        removed = [record for record in self._records.all() if self._records.state(record.id).status == "exited"]
         with self._store.exclusive():
-            for record in removed:
-                self._starter.remove(record)
+            removed = self._remove_exited()
             self._starter.sweep_groups(set(self._stray_ids()))
             for container_id in self._stray_ids():
                 self._records.remove(container_id, [])
@@ -58,10 +58,17 @@ class Pruner:
 
     def containers(self) -> PruneReport:
         """Remove stopped containers only."""
-        removed = [record for record in self._records.all() if self._records.state(record.id).status == "exited"]
-        for record in removed:
-            self._starter.remove(record)
-        return PruneReport(tuple(record.id for record in removed), (), (), 0)
+        return PruneReport(tuple(record.id for record in self._remove_exited()), (), (), 0)
+
+    def _remove_exited(self) -> list[Record]:
+        """Those that were removed; one that somebody starts in this moment is not."""
+        removed = []
+        for record in self._records.all():
+            if self._records.state(record.id).status == "exited":
+                with contextlib.suppress(WrongState):
+                    self._starter.remove(record)
+                    removed.append(record)
+        return removed
 
     def images(self, *, all: bool = False) -> PruneReport:
         """Remove images without a name (`all`: without a container) and what only they needed."""

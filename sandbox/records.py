@@ -6,8 +6,10 @@ as long as it lives. So every process, also after a reboot, reads the same truth
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal  # Any: state.json is the supervisor's JSON
 
@@ -206,6 +208,30 @@ class Records:
         facts = files.read_json(str(directory / "state.json")) or {}
         return State("exited", facts, lost=facts.get("status") in ("running", "restarting"))
 
+    @contextmanager
+    def alone(self, container_id: str, drive_out: Callable[[], object] | None = None) -> Iterator[State]:
+        """Within the block nobody else starts it, starts our own programs in it or removes it; how it stands. Only its supervisor goes
+        on. Waits for whoever is at that, `drive_out` first if it is given. ContainerNotFound."""
+        directory = self.directory(container_id)
+        gone = ContainerNotFound(f"{container_id[:12]}: no such container")
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise gone from None
+        try:
+            if drive_out is not None and not _try_lock(fd):
+                drive_out()
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if not directory.is_dir():  # an id is given once: it cannot be another's
+                raise gone
+            yield self.state(container_id)
+        finally:
+            os.close(fd)
+
+    def wait_unsupervised(self, container_id: str) -> None:
+        """Until no supervisor lives: one that is still there when its container has ended, or one of our own programs'."""
+        files.wait_released(str(self.directory(container_id) / "lock"))
+
     def is_supervised(self, container_id: str) -> bool:
         """Whether a supervisor lives: only it holds this lock."""
         return files.is_locked(str(self.directory(container_id)))
@@ -227,6 +253,14 @@ class Records:
             owner = self._owner(name)
             if not self.directory(owner).is_dir():
                 self._give_up_name(name, owner)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_frozen(facts: dict[str, Any]) -> bool:

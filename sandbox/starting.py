@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from msgspec.structs import replace
 
-from sandbox.errors import ContainerError, NotInContainer, WrongState
+from sandbox.errors import ContainerError, ContainerNotFound, NotInContainer, WrongState
 from sandbox.image import owners
 from sandbox.image.tree import Tree
 from sandbox.records import ALIVE, Record, Records, State
@@ -43,6 +45,11 @@ def _links_below(wanted: Pack, rootfs: Rootfs) -> tuple[tuple[str, int, int], ..
     return tuple((path[len(prefix) :].lstrip("/"), *owner) for path, owner in found if path == prefix or path.startswith(f"{prefix}/"))
 
 
+def _refuse_alive(record: Record, state: State) -> None:
+    if state.status in ALIVE:
+        raise WrongState(f"container {record.name}: is running already", wanted="exited", actual=state.status)
+
+
 class Starter:
     """Starts the containers of `records` in `runtime`."""
 
@@ -50,26 +57,39 @@ class Starter:
         self._records = records
         self._runtime = runtime
 
-    def attach(self, record: Record, streams: Streams, place: Place | None = None) -> Running:
-        """Start a container that was just made, attached to `streams`; in its place if it was reserved."""
-        handling = self._handling(record, log=not record.auto_remove, detach=False)
-        return (place or self._runtime).start(record.spec, handling, streams)
+    def attach_new(self, record: Record, streams: Streams, place: Place) -> Running:
+        """Start a container that was just made in its place, attached to `streams`. WrongState when somebody else was quicker."""
+        with self._records.alone(record.id) as state:
+            _refuse_alive(record, state)
+            return place.start(record.spec, self._attached(record), streams)
 
-    def prepare(self, record: Record) -> None:
-        """WrongState when it runs; a work directory of overlayfs that was mounted `volatile` cannot be used twice."""
-        if self._records.state(record.id).status in ALIVE:
-            raise WrongState(f"container {record.name}: is running already", wanted="exited", actual="running")
+    def attach(self, record: Record, streams: Streams) -> Running:
+        """Start it attached to `streams`; WrongState when it runs."""
+        with self._records.alone(record.id) as state:
+            _refuse_alive(record, state)
+            record = self._prepared(record)
+            return self._runtime.start(record.spec, self._attached(record), streams)
+
+    def _attached(self, record: Record) -> Handling:
+        return self._handling(record, log=not record.auto_remove, detach=False)
+
+    def _prepared(self, record: Record) -> Record:
+        """As it is by now. A work directory of overlayfs that was mounted `volatile` cannot be used twice, and none by two."""
+        self._records.wait_unsupervised(record.id)
         self.sweep_groups({record.id})
         work = Path(record.spec.rootfs.work)
         files.remove_tree(str(work))
         work.mkdir(mode=0o700)
+        return self._records.read(record.id)
 
     def start_detached(self, record: Record) -> None:
         """Start it in the background; WrongState, and ContainerError when its program cannot be started."""
-        self.prepare(record)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
-            running = self._runtime.start(record.spec, self._handling(record, log=True, detach=True), Streams(null, null, null))
+            with self._records.alone(record.id) as state:
+                _refuse_alive(record, state)
+                record = self._prepared(record)
+                running = self._runtime.start(record.spec, self._handling(record, log=True, detach=True), Streams(null, null, null))
         finally:
             os.close(null)
         with running:
@@ -82,13 +102,18 @@ class Starter:
             state = self._records.state(record.id)
             wanted = record.restart[0] == "always" or (record.restart[0] != "no" and state.lost)
             if wanted and state.status == "exited":
-                self.start_detached(record)
+                try:
+                    self.start_detached(record)
+                except WrongState as err:
+                    if err.actual not in ALIVE:
+                        raise
+                    continue  # somebody else was quicker
                 yield record
 
-    def unpack(self, record: Record, state: State, path: str, tar: bytes | IO[bytes]) -> None:
+    def unpack(self, record: Record, path: str, tar: bytes | IO[bytes]) -> None:
         """Run our own unpacker inside: in the running container's namespaces, else in a container set up for it. ContainerError."""
         process = Process(argv=(), unpack=Unpack(path, notes=_are_noted()))
-        with self._run_ours(record, state, process, Streams(stdin=tar)) as running:
+        with self._ours(record, process, Streams(stdin=tar)) as running:
             done = running.wait()
         if done.exit_code:
             raise ContainerError(done.stderr.decode(errors="replace").strip() or done.reason or f"unpacking failed ({done.exit_code})")
@@ -97,7 +122,7 @@ class Starter:
 
             logging.getLogger(__name__).warning("%s: %s", record.name, done.stderr.decode(errors="replace").strip())
 
-    def pack(self, record: Record, state: State, wanted: Pack, out: IO[bytes]) -> None:
+    def pack(self, record: Record, wanted: Pack, out: IO[bytes]) -> None:
         """Run our own packer inside, as `unpack`, and write its tar to `out` while it comes. NotInContainer, ContainerError."""
         said = io.BytesIO()
         if _are_noted():
@@ -106,7 +131,7 @@ class Starter:
         def take(stream: Stream, data: bytes) -> None:
             (out if stream == "stdout" else said).write(data)
 
-        with self._run_ours(record, state, Process(argv=(), pack=wanted), Streams()) as running:
+        with self._ours(record, Process(argv=(), pack=wanted), Streams()) as running:
             done = running.wait(take)
         if done.exit_code:
             reason = said.getvalue().decode(errors="replace").strip() or done.reason
@@ -115,25 +140,37 @@ class Starter:
             kind = NotInContainer if done.exit_code == NOT_FOUND else ContainerError
             raise kind(reason or f"packing failed ({done.exit_code})")
 
-    def _run_ours(self, record: Record, state: State, process: Process, streams: Streams) -> Running:
-        if state.has_processes:  # in the groups of one that is paused it would be paused, too
-            is_inside = state.status == "running"
-            return self._runtime.exec(record.spec, state.facts, process, streams, grouped=is_inside)
-        self.prepare(record)
-        spec = replace(record.spec, process=process, network="none", endpoints=(), ports=(), timeout=None, read_only=False)
-        return self._runtime.start(spec, Handling(remove=False, record=False), streams)
+    def _ours(self, record: Record, process: Process, streams: Streams) -> Running:
+        """Our own program in it. Who starts the container meanwhile waits for its end, who removes it does not."""
+        with self._records.alone(record.id) as state:
+            if not state.has_processes:
+                _refuse_alive(record, state)
+                record = self._prepared(record)
+                spec = replace(record.spec, process=process, network="none", endpoints=(), ports=(), timeout=None, read_only=False)
+                return self._runtime.start(spec, Handling(remove=False, record=False), streams)
+        is_inside = state.status == "running"  # in the groups of one that is paused it would be paused, too
+        return self._runtime.exec(record.spec, state.facts, process, streams, grouped=is_inside)
 
     def note(self, record: Record, action: str, **more: object) -> None:
         """An event of a container."""
         attributes = {**told(record), **{name: str(each) for name, each in more.items()}}
         journal.note(str(self._runtime.root), "container", action, record.id, attributes)
 
-    def remove(self, record: Record) -> None:
-        """Take a stopped container away; its volumes stay."""
-        self.note(record, "destroy")
-        if self._records.state(record.id).lost:  # its supervisor was killed and could not take its groups away
-            self.sweep_groups({record.id})
-        self._records.remove(record.id, [record.name])
+    def remove(self, record: Record, *, force: bool = False) -> None:
+        """Take a stopped container away; its volumes stay. WrongState when it runs; one that is gone is no error. `force`: what is being
+        started in this moment is ended."""
+        with ExitStack() as alone:
+            try:
+                state = alone.enter_context(self._records.alone(record.id, partial(self.sweep_groups, {record.id}) if force else None))
+            except ContainerNotFound:
+                return
+            _refuse_alive(record, state)
+            with suppress(ContainerNotFound):  # else its name may have changed meanwhile
+                record = self._records.read(record.id)
+            self.note(record, "destroy")
+            if state.lost or self._records.is_supervised(record.id):  # killed, it left its groups; or files are copied
+                self.sweep_groups({record.id})
+            self._records.remove(record.id, [record.name])
 
     def sweep_groups(self, dead: set[str]) -> None:
         """Kill and remove the cgroups of containers without supervisor: those in `dead`, and those whose directory is gone."""

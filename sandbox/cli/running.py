@@ -12,8 +12,9 @@ from sandbox.cli.flags import Converted, verb
 from sandbox.cli.invocation import each, engine
 from sandbox.cli.programs import EXEC, exec_program, run_options, run_program, stay, take_part, tell_end, with_image
 from sandbox.cli.terminal import ATTACHED, Manner, SignalProxy, Stdio, parse_detach_keys
-from sandbox.errors import InvalidOption
+from sandbox.errors import InvalidOption, WrongState
 from sandbox.options import RUN, RunOptions
+from sandbox.records import ALIVE
 
 if TYPE_CHECKING:
     from sandbox.engine import Container
@@ -70,7 +71,7 @@ def start(names: Sequence[str], attached: bool, interactive: bool, detach_keys: 
         if attached or interactive:
             container, manner = opened.container(names[0]), Manner(detach_keys, sig_proxy)
             options = RunOptions(interactive=interactive, tty=has_terminal(container))
-            if container.status in ("running", "paused", "restarting"):  # docker: then it is attached to
+            if container.status in ALIVE:  # docker: then it is attached to
                 return take_part(container, options, manner)
             with Stdio.of(options, manner) as stdio, SignalProxy(is_on=sig_proxy) as signals:
                 completed = stay(opened.attach_started(names[0], stdio.streams), options, signals)
@@ -79,9 +80,12 @@ def start(names: Sequence[str], attached: bool, interactive: bool, detach_keys: 
 
 
 def _start(container: Container, name: str) -> str:
-    if container.status not in ("running", "paused", "restarting"):  # docker: starting what runs is no error
+    try:
         container.start()
-    return name
+    except WrongState as err:
+        if err.actual not in ALIVE:
+            raise
+    return name  # docker: starting what runs is no error
 
 
 def has_terminal(container: Container) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.image.durability import boot_id
 from sandbox.runtime import cgroups
 from sandbox.runtime.spec import Limits
 from tests.support import leftovers
@@ -122,7 +123,7 @@ def test_missing_requirement_skips_with_the_reason_unless_everything_is_required
 
 
 _KILLED = """
-import os, signal, sys
+import os, signal, subprocess, sys
 from contextlib import ExitStack
 sys.path.insert(0, {checkout!r})
 from tests.support.ordinary_user import delegated_groups, ordinary_user
@@ -130,20 +131,27 @@ with ExitStack() as undo:
     user = undo.enter_context(ordinary_user())
     groups = undo.enter_context(delegated_groups(user))
     user.run(["sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 &"], groups=groups)
+    if {other_boot}:
+        subprocess.run(["usermod", "--comment", "another", user.name], check=True)
     print(user.name, user.home, *groups, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 @requires("root", "tool:useradd", "tool:pkill")
-def test_what_a_killed_run_left_of_its_users_is_taken_away_by_the_next(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other_boot", [False, True])
+def test_what_a_killed_run_left_of_its_users_is_taken_away_by_the_next(tmp_path: Path, other_boot: bool) -> None:
     script = tmp_path / "run.py"
-    script.write_text(_KILLED.format(checkout=str(CHECKOUT)))
+    script.write_text(_KILLED.format(checkout=str(CHECKOUT), other_boot=other_boot))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     name, *places = done.stdout.split()
     assert all(Path(place).exists() for place in places)
     assert subprocess.run(["pgrep", "-u", name, "sleep"], check=False, capture_output=True).returncode == 0
+    if other_boot:  # as a virtual machine sees its host's
+        take_away_orphans()
+        assert all(Path(place).exists() for place in places)
+        subprocess.run(["usermod", "--comment", boot_id(), name], check=True)
     take_away_orphans()
     assert not any(Path(place).exists() for place in places)
     for file in ("/etc/passwd", "/etc/subuid", "/etc/subgid"):

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox.image.durability import boot_id
 from sandbox.runtime import cgroups
 
 
@@ -121,7 +122,8 @@ def ordinary_user(*, subordinate_ids: bool = True) -> Iterator[OrdinaryUser]:
     name = f"{_PREFIX}{os.getpid()}{'abcdefgh'[number % 8]}"
     home = Path(tempfile.mkdtemp(prefix="jsb-", dir="/var/tmp"))
     with _taking_turns():
-        subprocess.run(["useradd", "--home-dir", home, "--no-create-home", "--shell", "/bin/sh", name], check=True, capture_output=True)
+        about = ["--home-dir", home, "--no-create-home", "--shell", "/bin/sh", "--comment", boot_id()]
+        subprocess.run(["useradd", *about, name], check=True, capture_output=True)
         _set_subordinate_ids(name, _FIRST_IDS + (os.getpid() % 2000 * 8 + number % 8) * 65536 if subordinate_ids else None)
     try:
         entry = pwd.getpwnam(name)
@@ -134,11 +136,12 @@ def ordinary_user(*, subordinate_ids: bool = True) -> Iterator[OrdinaryUser]:
 
 
 def take_away_orphans() -> None:
-    """Users of test runs that were killed, with their processes, cgroups and files."""
+    """Users of test runs that were killed, with their processes, cgroups and files. A virtual machine sees those of its host, too, whose
+    makers it does not see: only what was made in this boot."""
     with _taking_turns():
         for entry in pwd.getpwall():
             made_by = _ORPHAN.fullmatch(entry.pw_name)
-            if made_by and not _is_python(int(made_by[1])):
+            if made_by and entry.pw_gecos == boot_id() and not _is_python(int(made_by[1])):
                 _take_away(entry)
 
 

@@ -83,6 +83,18 @@ def is_held(lock: str) -> bool:
     return False
 
 
+def wait_released(lock: str) -> None:
+    """Until nobody has this file locked."""
+    try:
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
 def write_value(path: str, text: str) -> None:
     """Into a file of the kernel's (/proc, cgroups), by one write(2): Linux takes or refuses it as one value. OSError with the path."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
