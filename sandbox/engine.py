@@ -478,7 +478,7 @@ class Engine:
             try:
                 return self._starter.attach_new(record, streams, place), Container(self, record)
             except BaseException:
-                self._starter.remove(record)
+                Container(self, record).remove(force=True)  # it may run, if we were interrupted
                 raise
 
     def interpreter(

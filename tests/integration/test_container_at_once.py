@@ -223,3 +223,18 @@ def test_a_stale_handle_starts_it_with_what_is_said_now(engine: Engine, containe
     engine.container("web").update(Limits(pids=51))
     container.start()
     assert container.stats().pids_limit == 51
+
+
+@pytest.mark.parametrize("rm", [True, False])
+def test_an_interrupt_while_it_starts_leaves_nothing(engine: Engine, busybox_image: str, monkeypatch: pytest.MonkeyPatch, rm: bool) -> None:
+    real = Running._wait_started
+
+    def interrupted(self: Running) -> None:
+        real(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Running, "_wait_started", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run("busybox", ["sleep", "1000"], rm=rm)
+    assert os.listdir(engine.root / "containers") == []
+    assert os.listdir(engine.root / "names") == []
