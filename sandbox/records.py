@@ -219,7 +219,7 @@ class Records:
         except FileNotFoundError:
             raise gone from None
         try:
-            if drive_out is not None and not _try_lock(fd):
+            if drive_out is not None and files.is_held(str(directory)):
                 drive_out()
             fcntl.flock(fd, fcntl.LOCK_EX)
             if not directory.is_dir():  # an id is given once: it cannot be another's
@@ -253,14 +253,6 @@ class Records:
             owner = self._owner(name)
             if not self.directory(owner).is_dir():
                 self._give_up_name(name, owner)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_frozen(facts: dict[str, Any]) -> bool:
